@@ -1,0 +1,17 @@
+"""DCNv3 as a function: `dcnv3`, its reference, and the original package's names."""
+
+from .backends import available_backends, choose_backend
+from .dcnv3_func import DCNv3Function, dcnv3, dcnv3_core_pytorch
+from .geometry import Geometry
+from .reference import dcnv3_backward_reference, dcnv3_reference
+
+__all__ = [
+    "DCNv3Function",
+    "Geometry",
+    "available_backends",
+    "choose_backend",
+    "dcnv3",
+    "dcnv3_backward_reference",
+    "dcnv3_core_pytorch",
+    "dcnv3_reference",
+]

@@ -1,0 +1,105 @@
+"""Which implementations exist in this process, and which one a call uses.
+
+    cpp      compiled C++ kernel, CPU tensors
+    cuda     compiled CUDA kernel, CUDA tensors
+    pytorch  plain PyTorch (`reference.py`), any device
+
+The compiled module is the top-level extension `DCNv3`. Nothing here fails when it is missing,
+broken or built for another PyTorch: the reason is kept and the next backend is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import logging
+import os
+from types import ModuleType
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+ABI_VERSION = 1
+ENVIRONMENT_VARIABLE = "OPS_DCNV3_BACKEND"
+NAMES = ("cpp", "cuda", "pytorch")
+INSTALL_HINT = "pip install --no-build-isolation --force-reinstall --no-deps ./ops_dcnv3"
+
+
+def _load_extension() -> tuple[ModuleType | None, str]:
+    """The compiled module, or None with the reason in words."""
+    try:
+        module = importlib.import_module("DCNv3")
+    except ModuleNotFoundError:
+        return None, "the compiled module DCNv3 is not installed"
+    except (ImportError, OSError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return None, f"the compiled module DCNv3 does not load with torch {torch.__version__} " + (
+            f"({first_line})"
+        )
+    if not getattr(module, "compiled", False):
+        return None, "ops_dcnv3 was installed without compiling"
+    if module.abi_version != ABI_VERSION:
+        return None, (
+            f"the compiled module DCNv3 has interface version {module.abi_version}, "
+            f"this package needs {ABI_VERSION}"
+        )
+    return module, ""
+
+
+extension, unavailable_reason = _load_extension()
+if extension is None and "without compiling" not in unavailable_reason:
+    logger.info("%s; using plain PyTorch. To compile: %s", unavailable_reason, INSTALL_HINT)
+
+
+def has_kernel(backend: str) -> bool:
+    """Whether `backend` ('cpp', 'cuda' or 'pytorch') exists in this process."""
+    if backend == "pytorch":
+        return True
+    if extension is None:
+        return False
+    return backend == "cpp" or bool(extension.cuda_architectures)
+
+
+def available_backends() -> list[str]:
+    """Names of the backends that exist in this process, fastest first."""
+    return [name for name in ("cuda", "cpp", "pytorch") if has_kernel(name)]
+
+
+def _refuse(backend: str, device_type: str) -> str | None:
+    """Why `backend` cannot run on a device type, or None when it can."""
+    if backend not in NAMES:
+        return f"unknown backend {backend!r}; choose one of {', '.join(NAMES)}"
+    if backend == "pytorch":
+        return None
+    wanted = {"cpp": "cpu", "cuda": "cuda"}[backend]
+    if device_type != wanted:
+        return f"backend {backend!r} runs on {wanted} tensors, got a {device_type} tensor"
+    if not has_kernel(backend):
+        reason = unavailable_reason or "the installed DCNv3 was compiled without CUDA"
+        return f"backend {backend!r} is not there: {reason}. To compile it: {INSTALL_HINT}"
+    return None
+
+
+def choose_backend(device_type: str, backend: str | None = None) -> str:
+    """The backend that a call with tensors on `device_type` uses.
+
+    Args:
+        device_type: 'cpu', 'cuda', ...
+        backend: a name to force one; None reads the environment variable OPS_DCNV3_BACKEND, and
+            without that takes the fastest available.
+
+    Raises:
+        ValueError: unknown name, or a backend for another device.
+        RuntimeError: the backend is not compiled here.
+    """
+    forced = backend or os.environ.get(ENVIRONMENT_VARIABLE) or None
+    if forced is None:
+        native = {"cpu": "cpp", "cuda": "cuda"}.get(device_type)
+        return native if native and has_kernel(native) else "pytorch"
+    problem = _refuse(forced, device_type)
+    if problem is None:
+        return forced
+    origin = "" if backend else f" (from the environment variable {ENVIRONMENT_VARIABLE})"
+    error = RuntimeError if "is not there" in problem else ValueError
+    raise error(f"dcnv3: {problem}{origin}")

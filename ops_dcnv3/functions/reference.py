@@ -1,0 +1,203 @@
+"""DCNv3 in plain PyTorch: the definition that every kernel is tested against.
+
+Deformable convolution v3 (InternImage, arXiv 2211.05778, section 3.1, equation 2): each output
+pixel sums, per group g, P modulated samples of the input taken at learned positions,
+
+    out[p, g] = sum_t mask[p, g, t] * input_g(p_0 + (grid_t + offset[p, g, t]) * offset_scale)
+
+with bilinear sampling and zeros outside the image. Axis names: see `geometry.py`.
+
+Conventions that are easy to get wrong, and that released checkpoints depend on:
+
+* Points run width-major: the outer loop is over kernel columns, the inner one over rows.
+* `offset` holds (x, y) pairs in input pixels, before `offset_scale`.
+* `offset_scale` scales the dilated grid around its centre too, not only the learned shift.
+* A point outside the open box (-1, W) x (-1, H), or not a number, contributes nothing and gets no
+  gradient.
+* At an integer position the derivative is the right-sided one (between pixel n and n + 1).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .geometry import Geometry, accumulation_dtype
+
+
+class _Corner(NamedTuple):
+    """One of the four pixels around each sampling point; every tensor is (N, G, Ho*Wo, P)."""
+
+    index: Tensor  # flat pixel index y * W + x, clamped into the image
+    valid: Tensor  # the pixel lies inside the image and the point in the open box
+    weight: Tensor  # bilinear weight
+    weight_dx: Tensor  # its derivative by the point's x, per pixel
+    weight_dy: Tensor  # its derivative by the point's y, per pixel
+
+
+def _grid(geometry: Geometry, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Undeformed (x, y) of the P kernel points in pixels from the window's first corner."""
+    centre = (geometry.kernel_w // 2, geometry.kernel_h // 2)
+    points = [
+        (i * geometry.dilation_w, j * geometry.dilation_h)
+        for i in range(geometry.kernel_w)
+        for j in range(geometry.kernel_h)
+        if not (geometry.remove_center and (i, j) == centre)
+    ]
+    xs = torch.tensor([x for x, _ in points], dtype=like.dtype, device=like.device)  # (P,)
+    ys = torch.tensor([y for _, y in points], dtype=like.dtype, device=like.device)  # (P,)
+    return xs, ys
+
+
+def sampling_locations(
+    offset: Tensor, height: int, width: int, geometry: Geometry
+) -> tuple[Tensor, Tensor]:
+    """Where each point samples the input.
+
+    Args:
+        offset: (N, Ho, Wo, G*P*2), pixels.
+        height: input height H in pixels.
+        width: input width W in pixels.
+        geometry: the operator's arguments.
+
+    Returns:
+        x and y, each (N, Ho, Wo, G, P), in input pixels (pixel centres at integers).
+    """
+    scale = geometry.offset_scale
+    out_h, out_w = geometry.output_size(height, width)
+    offset = offset.unflatten(-1, (geometry.group, geometry.points, 2))  # (N, Ho, Wo, G, P, 2)
+    grid_x, grid_y = _grid(geometry, offset)
+    centre_x = (geometry.dilation_w * (geometry.kernel_w - 1)) // 2
+    centre_y = (geometry.dilation_h * (geometry.kernel_h - 1)) // 2
+    columns = torch.arange(out_w, device=offset.device, dtype=offset.dtype)
+    rows = torch.arange(out_h, device=offset.device, dtype=offset.dtype)
+    first_x = columns * geometry.stride_w + (centre_x - geometry.pad_w) - centre_x * scale  # (Wo,)
+    first_y = rows * geometry.stride_h + (centre_y - geometry.pad_h) - centre_y * scale  # (Ho,)
+    x = first_x[:, None, None] + (grid_x + offset[..., 0]) * scale  # (N, Ho, Wo, G, P)
+    y = first_y[:, None, None, None] + (grid_y + offset[..., 1]) * scale  # (N, Ho, Wo, G, P)
+    return x, y
+
+
+def _corners(x: Tensor, y: Tensor, height: int, width: int) -> tuple[list[_Corner], Tensor]:
+    """The four neighbours of every point, and which points lie in the open box."""
+    inside = (x > -1) & (y > -1) & (x < width) & (y < height)  # False for NaN
+    x = torch.where(inside, x, 0.0)
+    y = torch.where(inside, y, 0.0)
+    left, top = x.floor().detach(), y.floor().detach()
+    right_share, bottom_share = x - left, y - top
+    corners = []
+    for down in (0, 1):
+        for across in (0, 1):
+            column, row = left + across, top + down
+            valid = inside & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            index = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()
+            share_x = right_share if across else 1 - right_share
+            share_y = bottom_share if down else 1 - bottom_share
+            sign_x, sign_y = (1 if across else -1), (1 if down else -1)
+            corners.append(
+                _Corner(index, valid, share_y * share_x, sign_x * share_y, sign_y * share_x)
+            )
+    return corners, inside
+
+
+def _group_first(tensor: Tensor, geometry: Geometry) -> Tensor:
+    """(N, Ho, Wo, G, P) -> (N, G, Ho*Wo, P)."""
+    return tensor.permute(0, 3, 1, 2, 4).flatten(2, 3)
+
+
+def _pixels(tensor: Tensor, geometry: Geometry) -> Tensor:
+    """(N, H, W, G*D) -> (N, G, H*W, D)."""
+    split = tensor.unflatten(-1, (geometry.group, geometry.group_channels))  # (N, H, W, G, D)
+    return split.permute(0, 3, 1, 2, 4).flatten(2, 3)  # (N, G, H*W, D)
+
+
+def _gather(pixels: Tensor, corner: _Corner) -> Tensor:
+    """Pixel values (N, G, H*W, D) at a corner of every point: (N, G, Ho*Wo, P, D)."""
+    depth = pixels.shape[-1]
+    index = corner.index.flatten(2).unsqueeze(-1)  # (N, G, Ho*Wo*P, 1)
+    taken = torch.gather(pixels, 2, index.expand(-1, -1, -1, depth))  # (N, G, Ho*Wo*P, D)
+    taken = taken.reshape(*corner.index.shape, depth)  # (N, G, Ho*Wo, P, D)
+    return torch.where(corner.valid.unsqueeze(-1), taken, 0.0)
+
+
+def _prepare(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry):
+    """Everything that forward and backward share, in the accumulation dtype, group first."""
+    compute = accumulation_dtype(input.dtype)
+    height, width = input.shape[1:3]
+    x, y = sampling_locations(offset.to(compute), height, width, geometry)
+    x, y = _group_first(x, geometry), _group_first(y, geometry)  # (N, G, Ho*Wo, P)
+    corners, inside = _corners(x, y, height, width)
+    mask = mask.to(compute).unflatten(-1, (geometry.group, geometry.points))  # (N, Ho, Wo, G, P)
+    mask = torch.where(inside, _group_first(mask, geometry), 0.0)  # (N, G, Ho*Wo, P)
+    return _pixels(input.to(compute), geometry), mask, corners, inside
+
+
+def dcnv3_reference(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry) -> Tensor:
+    """Forward pass; differentiable by autograd in all three tensors.
+
+    Args:
+        input: (N, H, W, C).
+        offset: (N, Ho, Wo, G*P*2), pixels.
+        mask: (N, Ho, Wo, G*P); used as it is (the module applies the softmax).
+        geometry: the operator's arguments.
+
+    Returns:
+        (N, Ho, Wo, C) in the dtype of `input`; sums run in float32 (float64 for float64).
+    """
+    out_h, out_w = geometry.output_size(*input.shape[1:3])
+    pixels, mask, corners, _ = _prepare(input, offset, mask, geometry)
+    samples = sum(c.weight.unsqueeze(-1) * _gather(pixels, c) for c in corners)
+    output = (mask.unsqueeze(-1) * samples).sum(3)  # (N, G, Ho*Wo, D)
+    output = output.unflatten(2, (out_h, out_w)).permute(0, 2, 3, 1, 4)  # (N, Ho, Wo, G, D)
+    return output.flatten(3).to(input.dtype)  # (N, Ho, Wo, C)
+
+
+def dcnv3_backward_reference(
+    grad_output: Tensor, input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `dcnv3_reference`, written out.
+
+    Args:
+        grad_output: (N, Ho, Wo, C).
+        input: (N, H, W, C).
+        offset: (N, Ho, Wo, G*P*2), pixels.
+        mask: (N, Ho, Wo, G*P).
+        geometry: the operator's arguments.
+
+    Returns:
+        Gradients of input, offset and mask, in their shapes and dtypes.
+    """
+    batch, height, width, channels = input.shape
+    out_h, out_w = grad_output.shape[1:3]
+    pixels, mask_, corners, inside = _prepare(input, offset, mask, geometry)
+    top = _pixels(grad_output.to(pixels.dtype), geometry).unsqueeze(3)  # (N, G, Ho*Wo, 1, D)
+    grad_pixels = torch.zeros_like(pixels)  # (N, G, H*W, D)
+    grad_mask = torch.zeros_like(mask_)  # (N, G, Ho*Wo, P)
+    grad_x, grad_y = torch.zeros_like(mask_), torch.zeros_like(mask_)
+    for corner in corners:
+        dot = (top * _gather(pixels, corner)).sum(-1)  # (N, G, Ho*Wo, P)
+        grad_mask += corner.weight * dot
+        grad_x += corner.weight_dx * dot
+        grad_y += corner.weight_dy * dot
+        share = torch.where(corner.valid, corner.weight * mask_, 0.0)
+        spread = (share.unsqueeze(-1) * top).flatten(2, 3)  # (N, G, Ho*Wo*P, D)
+        index = corner.index.flatten(2).unsqueeze(-1).expand(-1, -1, -1, spread.shape[-1])
+        grad_pixels = grad_pixels.scatter_add(2, index, spread)
+    scaled = mask_ * geometry.offset_scale
+    grad_offset = torch.stack((grad_x * scaled, grad_y * scaled), -1)  # (N, G, Ho*Wo, P, 2)
+    grad_offset = torch.where(inside.unsqueeze(-1), grad_offset, 0.0)
+    grad_mask = torch.where(inside, grad_mask, 0.0)
+
+    def pixel_first(gradient: Tensor) -> Tensor:
+        """(N, G, Ho*Wo, P, ...) -> (N, Ho, Wo, G*P*...)."""
+        gradient = gradient.transpose(1, 2).flatten(2)  # (N, Ho*Wo, G*P*...)
+        return gradient.unflatten(1, (out_h, out_w))
+
+    grad_input = grad_pixels.transpose(1, 2).reshape(batch, height, width, channels)
+    return (
+        grad_input.to(input.dtype),
+        pixel_first(grad_offset).to(offset.dtype),
+        pixel_first(grad_mask).to(mask.dtype),
+    )

@@ -1,0 +1,153 @@
+"""The operator `torch.ops.ops_dcnv3.dcnv3` and its backward, registered with torch.library.
+
+The schema, the fake (shape-only) implementation, autograd, autocast and the plain-PyTorch kernel
+for every device are registered here, in Python, so the operator exists whether or not anything
+was compiled. The compiled module adds kernels for the CPU and CUDA dispatch keys.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .geometry import Geometry, check_dtypes, check_geometry, check_shapes
+from .reference import dcnv3_backward_reference, dcnv3_reference
+
+_ARGUMENTS = (
+    "int kernel_h, int kernel_w, int stride_h, int stride_w, int pad_h, int pad_w, "
+    "int dilation_h, int dilation_w, int group, int group_channels, float offset_scale, "
+    "bool remove_center"
+)
+
+# The compiled module only adds kernels, so the definition must be made exactly once, here.
+library = torch.library.Library("ops_dcnv3", "DEF")
+library.define(f"dcnv3(Tensor input, Tensor offset, Tensor mask, {_ARGUMENTS}) -> Tensor")
+library.define(
+    "dcnv3_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor mask, "
+    f"{_ARGUMENTS}) -> (Tensor, Tensor, Tensor)"
+)
+
+
+def check(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry) -> None:
+    """All argument checks of one call; see `geometry.py` for what is raised."""
+    check_geometry(geometry)
+    check_shapes(input, offset, mask, geometry)
+    check_dtypes(input, offset, mask)
+
+
+# --- plain PyTorch, for devices without a compiled kernel -----------------------------------------
+
+
+def _forward_any_device(input: Tensor, offset: Tensor, mask: Tensor, *arguments: Any) -> Tensor:
+    geometry = Geometry(*arguments)
+    check(input, offset, mask, geometry)
+    return dcnv3_reference(input, offset, mask, geometry)
+
+
+def _backward_any_device(
+    grad_output: Tensor, input: Tensor, offset: Tensor, mask: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    geometry = Geometry(*arguments)
+    check(input, offset, mask, geometry)
+    return dcnv3_backward_reference(grad_output, input, offset, mask, geometry)
+
+
+library.impl("dcnv3", _forward_any_device, "CompositeExplicitAutograd")
+library.impl("dcnv3_backward", _backward_any_device, "CompositeExplicitAutograd")
+
+
+# --- shapes only (torch.compile, torch.export, meta tensors) --------------------------------------
+
+_register_fake = getattr(torch.library, "register_fake", None) or torch.library.impl_abstract
+
+
+@_register_fake("ops_dcnv3::dcnv3")
+def _forward_fake(input: Tensor, offset: Tensor, mask: Tensor, *arguments: Any) -> Tensor:
+    geometry = Geometry(*arguments)
+    check(input, offset, mask, geometry)
+    batch, height, width, channels = input.shape
+    return input.new_empty((batch, *geometry.output_size(height, width), channels))
+
+
+@_register_fake("ops_dcnv3::dcnv3_backward")
+def _backward_fake(
+    grad_output: Tensor, input: Tensor, offset: Tensor, mask: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        input.new_empty(input.shape),
+        offset.new_empty(offset.shape),
+        mask.new_empty(mask.shape),
+    )
+
+
+# --- autograd -------------------------------------------------------------------------------------
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, offset, mask, *arguments = inputs
+    ctx.save_for_backward(input, offset, mask)
+    ctx.arguments = arguments
+
+
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+    gradients = torch.ops.ops_dcnv3.dcnv3_backward(grad_output, *ctx.saved_tensors, *ctx.arguments)
+    return (*gradients, *([None] * len(ctx.arguments)))
+
+
+if hasattr(torch.library, "register_autograd"):  # torch >= 2.4
+    torch.library.register_autograd(
+        "ops_dcnv3::dcnv3", _backward, setup_context=_setup_context, lib=library
+    )
+else:
+
+    class _Autograd(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Tensor:
+            _setup_context(ctx, inputs, None)
+            with torch._C._AutoDispatchBelowAutograd():
+                return torch.ops.ops_dcnv3.dcnv3(*inputs)
+
+        backward = staticmethod(_backward)
+
+    library.impl("dcnv3", _Autograd.apply, "Autograd")
+
+
+# --- autocast -------------------------------------------------------------------------------------
+
+
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """The dtype that torch.autocast asks for on `device_type`, or None outside autocast."""
+    if device_type == "cuda":
+        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+    if device_type == "cpu":
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+    return None
+
+
+def cast_for_autocast(input: Tensor, offset: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Under autocast, all three tensors in the autocast dtype (float64 is left alone).
+
+    The operator is bound by memory traffic and accumulates in float32 whatever the storage, so it
+    belongs with the operators that run in the lower precision.
+    """
+    dtype = autocast_dtype(input.device.type)
+    if dtype is None or torch.float64 in (input.dtype, offset.dtype, mask.dtype):
+        return input, offset, mask
+    return input.to(dtype), offset.to(dtype), mask.to(dtype)
+
+
+def _register_autocast(device_type: str, key: str) -> None:
+    excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def autocast(input: Tensor, offset: Tensor, mask: Tensor, *arguments: Any) -> Tensor:
+        tensors = cast_for_autocast(input, offset, mask)
+        with torch._C._ExcludeDispatchKeyGuard(excluded):
+            return torch.ops.ops_dcnv3.dcnv3(*tensors, *arguments)
+
+    library.impl("dcnv3", autocast, key)
+
+
+_register_autocast("cpu", "AutocastCPU")
+_register_autocast("cuda", "AutocastCUDA")
