@@ -1,0 +1,8 @@
+"""The models of this folder; `build_model` makes the one that a config describes."""
+
+from .build import build_model
+from .classifier import InternImageClassifier
+from .intern_image import InternImage
+from .intern_image_meta_former import InternImageMetaFormer
+
+__all__ = ["InternImage", "InternImageClassifier", "InternImageMetaFormer", "build_model"]
