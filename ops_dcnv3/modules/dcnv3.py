@@ -44,7 +44,7 @@ def _choose(name: str, known: object, argument: str) -> str:
 
 
 def _norm_after_conv(channels: int, norm_layer: str) -> nn.Sequential:
-    """Norm between a convolution's (N, C, H, W) and (N, H, W, C); indices fix the state_dict keys."""
+    """Norm between (N, C, H, W) and (N, H, W, C); its index fixes the state_dict keys."""
     if _choose(norm_layer, _NORMS, "norm_layer") == "LN":
         return nn.Sequential(ToChannelsLast(), nn.LayerNorm(channels, eps=1e-6))
     return nn.Sequential(nn.BatchNorm2d(channels), ToChannelsLast())
@@ -206,7 +206,7 @@ class DCNv3(nn.Module):
         )
 
 
-class DCNv3_pytorch(DCNv3):  # noqa: N801 (the name that configs use)
+class DCNv3_pytorch(DCNv3):
     """`DCNv3` on the plain-PyTorch backend."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:

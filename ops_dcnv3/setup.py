@@ -1,0 +1,165 @@
+"""Builds ops_dcnv3: the Python package, and the extension `DCNv3` where a compiler is at hand.
+
+Nothing here needs a GPU, and a missing compiler or PyTorch only means that the package is installed
+without compiled kernels; the reason is recorded and shown by `python -m ops_dcnv3`.
+
+    OPS_DCNV3_CUDA=1   build the CUDA kernels even without a visible GPU; failing is then an error
+    OPS_DCNV3_CUDA=0   never build them
+    OPS_DCNV3_CPU=0    build no kernel at all
+    TORCH_CUDA_ARCH_LIST, MAX_JOBS, CXX   as for every PyTorch extension
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import site
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_ext import build_ext
+
+HERE = Path(__file__).resolve().parent
+ABI_VERSION = 1  # the same number stands in functions/backends.py
+DEFAULT_ARCHITECTURES = "8.0;8.6;8.9;9.0+PTX"
+
+
+def say(message: str) -> None:
+    """One line that also reaches the terminal through pip's log."""
+    print(f"ops_dcnv3: {message}", file=sys.stderr, flush=True)
+
+
+def import_torch():
+    """PyTorch of the environment that is installed into, also from inside an isolated build."""
+    try:
+        import torch
+
+        return torch
+    except ImportError:
+        pass
+    candidates = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    if site.ENABLE_USER_SITE:
+        candidates.append(site.getusersitepackages())
+    sys.path.extend(path for path in dict.fromkeys(candidates) if os.path.isdir(path))
+    try:
+        import torch
+
+        return torch
+    except ImportError:
+        return None
+
+
+def compiler() -> str | None:
+    """The C++ compiler that a build would call, or None."""
+    wanted = os.environ.get("CXX", "").split()
+    return shutil.which(wanted[0]) if wanted else shutil.which("c++") or shutil.which("g++")
+
+
+def wants_cuda(torch) -> bool:
+    """Whether to build the CUDA kernels; raises when they are demanded and cannot be built."""
+    choice = os.environ.get("OPS_DCNV3_CUDA", "")
+    if choice not in ("", "0", "1"):
+        raise SystemExit(f"ops_dcnv3: OPS_DCNV3_CUDA must be 0 or 1, got {choice!r}")
+    if choice == "0":
+        return False
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    has_nvcc = CUDA_HOME is not None and shutil.which("nvcc", path=f"{CUDA_HOME}/bin") is not None
+    if choice == "1":
+        if torch.version.cuda is None:
+            raise SystemExit(
+                f"ops_dcnv3: OPS_DCNV3_CUDA=1, but torch {torch.__version__} is a build without "
+                "CUDA; install a CUDA build of PyTorch first"
+            )
+        if not has_nvcc:
+            raise SystemExit(
+                "ops_dcnv3: OPS_DCNV3_CUDA=1, but nvcc was not found; install the CUDA "
+                f"{torch.version.cuda} toolkit and set CUDA_HOME (now {CUDA_HOME})"
+            )
+        if not torch.cuda.is_available():
+            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
+        return True
+    if not torch.cuda.is_available():
+        return False
+    if not has_nvcc:
+        say("a GPU but no nvcc: the CUDA kernels are not built")
+    return has_nvcc
+
+
+def extension(torch, with_cuda: bool):
+    """The extension module DCNv3."""
+    from torch.utils.cpp_extension import CppExtension, CUDAExtension
+
+    macros = [("DCNV3_ABI_VERSION", str(ABI_VERSION))]
+    arguments = {"cxx": ["-O3", "-g0", "-fvisibility=hidden"]}
+    sources = ["csrc/module.cpp", "csrc/dcnv3_check.cpp", "csrc/dcnv3_cpu.cpp"]
+    if sys.platform == "win32":
+        arguments["cxx"] = ["/O2"]
+    if with_cuda:
+        sources.append("csrc/dcnv3_cuda.cu")
+        arguments["nvcc"] = ["-O3", "--extended-lambda", "--expt-relaxed-constexpr"]
+        architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";")
+        if not architectures:
+            devices = range(torch.cuda.device_count())
+            found = {torch.cuda.get_device_capability(device) for device in devices}
+            architectures = ";".join(f"{major}.{minor}" for major, minor in sorted(found))
+        macros.append(("DCNV3_CUDA_ARCHITECTURES", f'"{architectures}"'))
+    kind = CUDAExtension if with_cuda else CppExtension
+    return kind("DCNv3", sources, define_macros=macros, extra_compile_args=arguments)
+
+
+def plan() -> tuple[list, type[build_ext], str]:
+    """The extension modules, the command that builds them, and why there are none."""
+    if os.environ.get("OPS_DCNV3_CPU") == "0":
+        return [], build_ext, "OPS_DCNV3_CPU=0"
+    torch = import_torch()
+    demanded = os.environ.get("OPS_DCNV3_CUDA") == "1"
+    problem = ""
+    if torch is None:
+        problem = "PyTorch was not installed at build time"
+    elif compiler() is None:
+        problem = f"no C++ compiler was found (CXX={os.environ.get('CXX') or 'c++, g++'})"
+    if problem:
+        if demanded:
+            raise SystemExit(f"ops_dcnv3: OPS_DCNV3_CUDA=1, but {problem}")
+        return [], build_ext, problem
+    from torch.utils.cpp_extension import BuildExtension
+
+    return [extension(torch, wants_cuda(torch))], BuildExtension, ""
+
+
+EXTENSIONS, BUILD_COMMAND, REASON = plan()
+
+
+class BuildOrExplain(BUILD_COMMAND):
+    """Builds the extension; where that is impossible, installs a stand-in that says why."""
+
+    def run(self) -> None:
+        reason = REASON
+        if EXTENSIONS:
+            try:
+                super().run()
+                return
+            except Exception as error:
+                if os.environ.get("OPS_DCNV3_CUDA") == "1":
+                    raise
+                reason = f"compiling failed ({str(error).splitlines()[0]}); see pip install -v"
+                self.extensions = []
+        say(f"installed without compiled kernels, plain PyTorch will run: {reason}")
+        template = (HERE / "compat" / "DCNv3.py").read_text()
+        target = Path(self.build_lib)
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "DCNv3.py").write_text(template.replace("@REASON@", reason.replace('"', "'")))
+
+
+class _Always(list):
+    """A list that counts as non-empty: setuptools skips build_ext, and with it the stand-in, for
+    a package without extensions."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+setup(ext_modules=_Always(EXTENSIONS), cmdclass={"build_ext": BuildOrExplain})
