@@ -449,8 +449,9 @@ def check_choice(argument: str, value: str, choices: Iterable[str]) -> None:
     choices = list(choices)
     if value in choices:
         return
-    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    by_lower = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(str(value).lower(), by_lower, n=1, cutoff=0.4)
+    hint = f" Did you mean {by_lower[near[0]]!r}?" if near else ""
     raise ValueError(f"Unknown {argument} {value!r}: it must be one of {choices}.{hint}")
 
 
