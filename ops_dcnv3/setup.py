@@ -5,7 +5,6 @@ without compiled kernels; the reason is recorded and shown by `python -m ops_dcn
 
     OPS_DCNV3_CUDA=1   build the CUDA kernels even without a visible GPU; failing is then an error
     OPS_DCNV3_CUDA=0   never build them
-    OPS_DCNV3_CPU=0    build no kernel at all
     TORCH_CUDA_ARCH_LIST, MAX_JOBS, CXX   as for every PyTorch extension
 """
 
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
 ABI_VERSION = 1  # the same number stands in functions/backends.py
@@ -57,6 +57,19 @@ def compiler() -> str | None:
     return shutil.which(wanted[0]) if wanted else shutil.which("c++") or shutil.which("g++")
 
 
+def find_cuda() -> bool:
+    """Whether a CUDA toolkit with nvcc and headers is there; tells PyTorch where."""
+    nvcc = shutil.which("nvcc")
+    candidates = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    if nvcc is not None:
+        candidates.insert(2, str(Path(nvcc).resolve().parent.parent))
+    for home in filter(None, candidates):
+        if shutil.which("nvcc", path=f"{home}/bin") and Path(home, "include/cuda.h").exists():
+            os.environ["CUDA_HOME"] = home
+            return True
+    return False
+
+
 def wants_cuda(torch) -> bool:
     """Whether to build the CUDA kernels; raises when they are demanded and cannot be built."""
     choice = os.environ.get("OPS_DCNV3_CUDA", "")
@@ -64,9 +77,7 @@ def wants_cuda(torch) -> bool:
         raise SystemExit(f"ops_dcnv3: OPS_DCNV3_CUDA must be 0 or 1, got {choice!r}")
     if choice == "0":
         return False
-    from torch.utils.cpp_extension import CUDA_HOME
-
-    has_nvcc = CUDA_HOME is not None and shutil.which("nvcc", path=f"{CUDA_HOME}/bin") is not None
+    has_nvcc = find_cuda()
     if choice == "1":
         if torch.version.cuda is None:
             raise SystemExit(
@@ -76,7 +87,8 @@ def wants_cuda(torch) -> bool:
         if not has_nvcc:
             raise SystemExit(
                 "ops_dcnv3: OPS_DCNV3_CUDA=1, but nvcc was not found; install the CUDA "
-                f"{torch.version.cuda} toolkit and set CUDA_HOME (now {CUDA_HOME})"
+                f"{torch.version.cuda} toolkit and set CUDA_HOME to its folder "
+                f"(now {os.environ.get('CUDA_HOME')})"
             )
         if not torch.cuda.is_available():
             os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
@@ -112,8 +124,6 @@ def extension(torch, with_cuda: bool):
 
 def plan() -> tuple[list, type[build_ext], str]:
     """The extension modules, the command that builds them, and why there are none."""
-    if os.environ.get("OPS_DCNV3_CPU") == "0":
-        return [], build_ext, "OPS_DCNV3_CPU=0"
     torch = import_torch()
     demanded = os.environ.get("OPS_DCNV3_CUDA") == "1"
     problem = ""
@@ -133,33 +143,44 @@ def plan() -> tuple[list, type[build_ext], str]:
 EXTENSIONS, BUILD_COMMAND, REASON = plan()
 
 
-class BuildOrExplain(BUILD_COMMAND):
-    """Builds the extension; where that is impossible, installs a stand-in that says why."""
+def install_stand_in(folder: str, reason: str) -> None:
+    """Writes a plain-PyTorch module DCNv3 that knows why nothing was compiled."""
+    say(f"installed without compiled kernels, plain PyTorch will run: {reason}")
+    template = (HERE / "compat" / "DCNv3.py").read_text()
+    text = template.replace("@REASON@", " ".join(reason.replace('"', "'").split()))
+    Path(folder, "DCNv3.py").write_text(text)
+
+
+class BuildPython(build_py):
+    """The Python part, with the stand-in when it is known beforehand that nothing compiles."""
 
     def run(self) -> None:
-        reason = REASON
-        if EXTENSIONS:
-            try:
-                super().run()
-                return
-            except Exception as error:
-                if os.environ.get("OPS_DCNV3_CUDA") == "1":
-                    raise
-                reason = f"compiling failed ({str(error).splitlines()[0]}); see pip install -v"
-                self.extensions = []
-        say(f"installed without compiled kernels, plain PyTorch will run: {reason}")
-        template = (HERE / "compat" / "DCNv3.py").read_text()
-        target = Path(self.build_lib)
-        target.mkdir(parents=True, exist_ok=True)
-        (target / "DCNv3.py").write_text(template.replace("@REASON@", reason.replace('"', "'")))
+        super().run()
+        if REASON:
+            install_stand_in(self.build_lib, REASON)
+
+    def find_package_modules(self, package: str, package_dir: str) -> list:
+        modules = super().find_package_modules(package, package_dir)
+        return [module for module in modules if module[1] != "setup"]  # this file
 
 
-class _Always(list):
-    """A list that counts as non-empty: setuptools skips build_ext, and with it the stand-in, for
-    a package without extensions."""
+class BuildOrExplain(BUILD_COMMAND):
+    """Compiles the extension; a failure leaves the stand-in, unless CUDA was demanded."""
 
-    def __bool__(self) -> bool:
-        return True
+    def run(self) -> None:
+        try:
+            super().run()
+        except Exception as error:
+            if os.environ.get("OPS_DCNV3_CUDA") == "1":
+                raise
+            self.extensions = []
+            first_line = (str(error).splitlines() or [type(error).__name__])[0]
+            install_stand_in(
+                self.build_lib, f"compiling failed ({first_line}); pip install -v shows the log"
+            )
 
 
-setup(ext_modules=_Always(EXTENSIONS), cmdclass={"build_ext": BuildOrExplain})
+setup(
+    ext_modules=EXTENSIONS,
+    cmdclass={"build_py": BuildPython, "build_ext": BuildOrExplain},
+)

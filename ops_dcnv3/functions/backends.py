@@ -23,7 +23,12 @@ logger = logging.getLogger(__name__)
 ABI_VERSION = 1
 ENVIRONMENT_VARIABLE = "OPS_DCNV3_BACKEND"
 NAMES = ("cpp", "cuda", "pytorch")
-INSTALL_HINT = "pip install --no-build-isolation --force-reinstall --no-deps ./ops_dcnv3"
+INSTALL_HINT = "pip install --force-reinstall --no-deps ./ops_dcnv3"
+
+
+def _minor(version: str) -> list[str]:
+    """'2.11.0+cu130' -> ['2', '11']: PyTorch's binary interface changes with the minor version."""
+    return version.split("+")[0].split(".")[:2]
 
 
 def _load_extension() -> tuple[ModuleType | None, str]:
@@ -38,18 +43,29 @@ def _load_extension() -> tuple[ModuleType | None, str]:
             f"({first_line})"
         )
     if not getattr(module, "compiled", False):
-        return None, "ops_dcnv3 was installed without compiling"
+        return None, module.reason
     if module.abi_version != ABI_VERSION:
         return None, (
             f"the compiled module DCNv3 has interface version {module.abi_version}, "
             f"this package needs {ABI_VERSION}"
         )
+    if _minor(module.torch_version) != _minor(torch.__version__):
+        return None, (
+            f"the compiled module DCNv3 was built with torch {module.torch_version}, "
+            f"this is torch {torch.__version__}"
+        )
     return module, ""
 
 
 extension, unavailable_reason = _load_extension()
-if extension is None and "without compiling" not in unavailable_reason:
-    logger.info("%s; using plain PyTorch. To compile: %s", unavailable_reason, INSTALL_HINT)
+if extension is None and not os.environ.get(ENVIRONMENT_VARIABLE):
+    logger.warning(
+        "ops_dcnv3 runs in plain PyTorch, several times slower: %s. To compile it: %s "
+        "(%s=pytorch silences this)",
+        unavailable_reason,
+        INSTALL_HINT,
+        ENVIRONMENT_VARIABLE,
+    )
 
 
 def has_kernel(backend: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from .geometry import Geometry, check_dtypes, check_geometry, check_shapes
 from .reference import dcnv3_backward_reference, dcnv3_reference
@@ -117,13 +118,19 @@ else:
 # --- autocast -------------------------------------------------------------------------------------
 
 
+_NEW_AUTOCAST_API = hasattr(torch, "get_autocast_dtype")  # torch >= 2.4
+
+
 def autocast_dtype(device_type: str) -> torch.dtype | None:
     """The dtype that torch.autocast asks for on `device_type`, or None outside autocast."""
+    if device_type not in ("cpu", "cuda"):
+        return None
+    if _NEW_AUTOCAST_API:
+        enabled = torch.is_autocast_enabled(device_type)
+        return torch.get_autocast_dtype(device_type) if enabled else None
     if device_type == "cuda":
         return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
-    if device_type == "cpu":
-        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
-    return None
+    return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
 
 
 def cast_for_autocast(input: Tensor, offset: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,3 +158,22 @@ def _register_autocast(device_type: str, key: str) -> None:
 
 _register_autocast("cpu", "AutocastCPU")
 _register_autocast("cuda", "AutocastCUDA")
+
+
+# --- counting operations (torch.utils.flop_counter) -----------------------------------------------
+
+
+@register_flop_formula(torch.ops.ops_dcnv3.dcnv3)
+def _forward_flops(input_shape, offset_shape, mask_shape, *arguments, **_: Any) -> int:
+    """Two per multiply-add: four for the interpolation of a sample and one for its mask."""
+    batch, out_h, out_w, modulated = mask_shape  # G * P masks
+    group_channels = Geometry(*arguments).group_channels
+    return 2 * 5 * batch * out_h * out_w * modulated * group_channels
+
+
+@register_flop_formula(torch.ops.ops_dcnv3.dcnv3_backward)
+def _backward_flops(grad_shape, input_shape, offset_shape, mask_shape, *arguments, **_: Any) -> int:
+    """Per sample and channel: four products with the gradient and four weighted sums."""
+    batch, out_h, out_w, modulated = mask_shape  # G * P masks
+    group_channels = Geometry(*arguments).group_channels
+    return 2 * 8 * batch * out_h * out_w * modulated * group_channels

@@ -38,8 +38,9 @@ def _choose(name: str, known: object, argument: str) -> str:
     names = list(known)
     if name in names:
         return name
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.3)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    by_lower = {known_name.lower(): known_name for known_name in names}
+    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.3)
+    hint = f"; did you mean {by_lower[near[0]]!r}?" if near else ""
     raise ValueError(f"unknown {argument} {name!r}{hint} (one of {', '.join(names)})")
 
 

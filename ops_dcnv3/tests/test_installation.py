@@ -1,0 +1,129 @@
+"""Where the package is found, what it reports, and installing without a compiler."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1]
+ROOT = PACKAGE.parent
+
+
+def python(*arguments, cwd, **environment):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("folder", [ROOT, ROOT / "classification", Path("/")], ids=str)
+def test_the_compiled_part_is_found_from_every_folder(folder):
+    """In the repository's root the source folder shadows the installed package."""
+    from ops_dcnv3.functions import available_backends
+
+    result = python(
+        "-c",
+        "from ops_dcnv3.functions import available_backends; print(available_backends())",
+        cwd=folder,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == str(available_backends())
+
+
+def test_report():
+    result = python("-m", "ops_dcnv3", cwd="/")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "cpu tensors use" in result.stdout and "self-test on cpu" in result.stdout
+    assert "passed" in result.stdout
+
+
+def test_importing_prints_nothing():
+    result = python("-W", "error", "-c", "import ops_dcnv3.modules", cwd="/")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_only_the_extension_is_imported():
+    """Code that imports nothing but `DCNv3` finds the operator defined."""
+    code = (
+        "import torch, DCNv3; x = torch.randn(1, 4, 4, 8)\n"
+        "print(DCNv3.dcnv3_forward(x, torch.zeros(1, 4, 4, 36), torch.ones(1, 4, 4, 18),"
+        " 3, 3, 1, 1, 1, 1, 1, 1, 2, 4, 1.0, 256, False).shape)"
+    )
+    result = python("-c", code, cwd="/")
+    assert result.stdout.strip() == "torch.Size([1, 4, 4, 8])", result.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel_without_compiler(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "ops_dcnv3"
+    shutil.copytree(PACKAGE, source, ignore=shutil.ignore_patterns("build", "tests", "*.egg-info"))
+    result = python(
+        "-m", "pip", "wheel", "-v", "--no-build-isolation", "--no-deps", "-w", str(folder), ".",
+        cwd=source, CXX="no-such-compiler",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    return next(folder.glob("*.whl")), result.stdout + result.stderr
+
+
+def test_no_compiler_installs_and_says_so(wheel_without_compiler, tmp_path):
+    wheel, log = wheel_without_compiler
+    assert "no C++ compiler was found (CXX=no-such-compiler)" in log
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    assert not list(tmp_path.glob("DCNv3*.so"))
+    report = python("-m", "ops_dcnv3", cwd="/", PYTHONPATH=str(tmp_path))
+    assert report.returncode == 0, report.stdout + report.stderr
+    assert "no C++ compiler was found" in report.stdout
+    assert "cpu tensors use pytorch" in report.stdout and "passed" in report.stdout
+    assert "to compile: pip install" in report.stdout
+
+
+def test_no_compiler_layer_and_original_names_work(wheel_without_compiler, tmp_path):
+    zipfile.ZipFile(wheel_without_compiler[0]).extractall(tmp_path)
+    code = (
+        "import torch, DCNv3 as e\n"
+        "from ops_dcnv3.modules import DCNv3\n"
+        "DCNv3(16, group=2)(torch.randn(1, 4, 4, 16)).sum().backward()\n"
+        "x, o, m = torch.randn(1, 4, 4, 8), torch.randn(1, 4, 4, 36), torch.rand(1, 4, 4, 18)\n"
+        "s = (3, 3, 1, 1, 1, 1, 1, 1, 2, 4, 1.0)\n"
+        "y = e.dcnv3_forward(x, o, m, *s, 256, False)\n"
+        "print(e.compiled, y.shape, len(e.dcnv3_backward(x, o, m, *s, y, 256, False)))\n"
+    )
+    result = python("-c", code, cwd="/", PYTHONPATH=str(tmp_path))
+    assert result.stdout.strip() == "False torch.Size([1, 4, 4, 8]) 3", result.stderr
+
+
+@pytest.mark.parametrize(
+    "environment, message",
+    [
+        ({"OPS_DCNV3_CUDA": "yes"}, "OPS_DCNV3_CUDA must be 0 or 1, got 'yes'"),
+        ({"OPS_DCNV3_CUDA": "1", "CXX": "no-such-compiler"}, "OPS_DCNV3_CUDA=1, but no C++"),
+    ],
+)
+def test_a_demand_that_cannot_be_met_is_an_error(environment, message):
+    result = python("setup.py", "--version", cwd=PACKAGE, **environment)
+    assert result.returncode != 0 and message in result.stderr
+
+
+def test_a_module_for_another_version_is_refused(tmp_path):
+    (tmp_path / "DCNv3.py").write_text("compiled = True\nabi_version = 0\ntorch_version = 'x'\n")
+    code = "from ops_dcnv3.functions import backends as b; print(b.unavailable_reason)"
+    result = python("-c", code, cwd="/", PYTHONPATH=str(tmp_path))
+    assert "has interface version 0, this package needs 1" in result.stdout, result.stderr
+
+
+def test_a_module_for_another_torch_is_refused(tmp_path):
+    (tmp_path / "DCNv3.py").write_text(
+        "compiled = True\nabi_version = 1\ntorch_version = '1.0.0'\ncuda_architectures = ''\n"
+    )
+    code = "from ops_dcnv3.functions import backends as b; print(b.unavailable_reason)"
+    result = python("-c", code, cwd="/", PYTHONPATH=str(tmp_path))
+    assert "was built with torch 1.0.0" in result.stdout, result.stderr

@@ -1,0 +1,125 @@
+"""The registration: opcheck, torch.compile, torch.export, autocast, FLOP counts."""
+
+import pytest
+import torch
+from helpers import BACKENDS, device_of, geometry, random_arguments, with_gradients
+from torch.utils.flop_counter import FlopCounterMode
+
+from ops_dcnv3.functions import dcnv3, dcnv3_reference
+from ops_dcnv3.functions.dcnv3_func import _call
+from ops_dcnv3.modules import DCNv3
+
+opcheck = getattr(torch.library, "opcheck", None)
+
+
+@pytest.mark.skipif(opcheck is None, reason="torch.library.opcheck came with torch 2.4")
+@pytest.mark.parametrize(
+    "changes", [{}, {"stride_h": 2, "dilation_w": 2, "pad_h": 2}, {"remove_center": True}]
+)
+def test_opcheck(changes):
+    shape = geometry(**changes)
+    arguments = random_arguments(shape)
+    cotangent = torch.randn_like(dcnv3_reference(*arguments, shape))
+    leaves = [tensor.clone().requires_grad_() for tensor in arguments]
+    opcheck(torch.ops.ops_dcnv3.dcnv3.default, (*leaves, *shape))
+    opcheck(torch.ops.ops_dcnv3.dcnv3_backward.default, (cotangent, *arguments, *shape))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("gradients", [False, True], ids=["forward", "gradients"])
+def test_compile(backend, dynamic, gradients):
+    torch._dynamo.reset()
+
+    def run(*tensors):
+        return _call(*tensors, geometry(), backend)
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=dynamic)
+    for batch, height, width in ((2, 7, 6), (1, 5, 9)):
+        arguments = [
+            t.to(device_of(backend)) for t in random_arguments(geometry(), batch, height, width)
+        ]
+        if not gradients:
+            with torch.no_grad():
+                torch.testing.assert_close(compiled(*arguments), run(*arguments))
+            continue
+        cotangent = torch.randn(batch, height, width, 8, dtype=torch.float64)
+        torch.testing.assert_close(
+            with_gradients(compiled, arguments, cotangent),
+            with_gradients(run, arguments, cotangent),
+        )
+
+
+def test_compiled_layer_is_one_graph():
+    torch._dynamo.reset()
+    layer = DCNv3(8, group=2)
+    compiled = torch.compile(layer, fullgraph=True)
+    x = torch.randn(1, 5, 4, 8)
+    torch.testing.assert_close(compiled(x), layer(x))
+
+
+@pytest.mark.parametrize("backend", ["pytorch", None])
+def test_export_with_dynamic_sizes(backend):
+    layer = DCNv3(16, group=2, backend=backend).eval()
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("height", min=2, max=64)}
+    program = torch.export.export(layer, (torch.randn(2, 8, 9, 16),), dynamic_shapes={"x": sizes})
+    x = torch.randn(3, 11, 9, 16)
+    torch.testing.assert_close(program.module()(x), layer(x))
+    called = any("ops_dcnv3" in str(node.target) for node in program.graph.nodes)
+    assert called == (backend is None and torch.ops.ops_dcnv3 is not None and has_kernel())
+
+
+def has_kernel():
+    from ops_dcnv3.functions import choose_backend
+
+    return choose_backend("cpu") == "cpp"
+
+
+@pytest.mark.parametrize("backend", ["pytorch", None])
+def test_autocast_runs_in_the_lower_precision(backend):
+    x, offset, mask = random_arguments(geometry(), dtype=torch.float32)
+    x.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = dcnv3(x, offset.bfloat16(), mask, group=2, backend=backend)
+    assert output.dtype == torch.bfloat16
+    output.float().sum().backward()
+    assert x.grad.dtype == torch.float32
+    rounded = dcnv3(x.bfloat16(), offset.bfloat16(), mask.bfloat16(), group=2, backend=backend)
+    assert torch.equal(output, rounded)
+
+
+def test_autocast_of_the_bare_operator():
+    x, offset, mask = random_arguments(geometry(), dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = torch.ops.ops_dcnv3.dcnv3(x, offset.bfloat16(), mask, *geometry())
+    assert output.dtype == torch.bfloat16
+
+
+def test_autocast_leaves_float64_alone():
+    arguments = random_arguments(geometry())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert dcnv3(*arguments, group=2).dtype == torch.float64
+
+
+def test_meta_tensors_give_shapes():
+    arguments = [tensor.to("meta") for tensor in random_arguments(geometry())]
+    output = torch.ops.ops_dcnv3.dcnv3(*arguments, *geometry())
+    assert output.is_meta and output.shape == (2, 7, 6, 8)
+
+
+def test_flop_counter():
+    arguments = [tensor.to("meta") for tensor in random_arguments(geometry())]
+    with FlopCounterMode(display=False) as counter:
+        torch.ops.ops_dcnv3.dcnv3(*arguments, *geometry())
+    assert counter.get_total_flops() == 2 * 5 * (2 * 7 * 6) * 9 * 8  # 5 per sample and channel
+
+
+def test_any_device_kernel_is_the_reference():
+    """What torch.ops calls where nothing was compiled."""
+    from ops_dcnv3.functions import registration
+
+    arguments = random_arguments(geometry())
+    output = registration._forward_any_device(*arguments, *geometry())
+    torch.testing.assert_close(output, dcnv3_reference(*arguments, geometry()))
+    with pytest.raises(ValueError, match="mask must be"):
+        registration._forward_any_device(*arguments[:2], arguments[2][:1], *geometry())
