@@ -293,8 +293,8 @@ class InternImage(nn.Module):
         out_indices: the levels that ``forward`` returns, each before its downsampling.
         frozen_stages: -1: nothing; 0: the stem; k: the stem and the first k levels get no gradient
             and stay in evaluation mode.
-        backend: 'cpp', 'cuda' or 'pytorch', as in :class:`ops_dcnv3.modules.DCNv3`; None picks the
-            fastest that can run.
+        backend: name of an implementation of the operator, such as 'cpp' or 'cuda' (see
+            :class:`ops_dcnv3.modules.DCNv3`); None picks the fastest that can run.
 
     Raises:
         ValueError: an argument is out of range or does not fit another one; the message says which.
