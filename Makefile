@@ -1,0 +1,68 @@
+# The developer's front door. `make demo` and `make test` set everything up themselves.
+#   PYTHON=python3.12   the interpreter for the virtual environment (3.10 to 3.12)
+#   VENV=.venv          where it goes; reused afterwards
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+
+OPERATOR_SOURCES := $(shell find ops_dcnv3 -name tests -prune -o -name build -prune -o -type f \
+	\( -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \
+	-o -name 'pyproject.toml' \) -print)
+
+.PHONY: help setup demo test check sync format bench clean
+
+help:
+	@echo "make setup    virtual environment with the tested versions, operator compiled"
+	@echo "make demo     train, evaluate and predict on real images (handwritten digits)"
+	@echo "make test     all tests"
+	@echo "make check    formatting, lint and vendored copies"
+	@echo "make sync     refresh the vendored copies"
+	@echo "make format   format the code"
+	@echo "make bench    time the operator"
+	@echo "make clean    remove the virtual environment and build leftovers"
+
+setup: $(STAMPS)/operator
+
+$(STAMPS)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+	sys.exit(None if (3, 10) <= v <= (3, 12) else \
+	"InternImage needs Python 3.10 to 3.12, $(PYTHON) is %d.%d; try make PYTHON=python3.11" % v)'
+	$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/requirements: $(STAMPS)/python requirements/classification.txt requirements/dev.txt \
+		requirements/constraints.txt
+	$(BIN)/python -m pip install -r requirements/classification.txt -r requirements/dev.txt \
+		-c requirements/constraints.txt
+	@touch $@
+
+$(STAMPS)/operator: $(STAMPS)/requirements $(OPERATOR_SOURCES)
+	$(BIN)/python -m pip install --no-build-isolation --no-deps --force-reinstall ./ops_dcnv3
+	cd / && $(abspath $(BIN))/python -m ops_dcnv3
+	@touch $@
+
+demo: setup
+	bash tools/demo.sh $(BIN)/python
+
+test: setup
+	$(BIN)/python tools/test.py
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/python tools/sync.py --check
+
+sync: setup
+	$(BIN)/python tools/sync.py
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup
+	$(BIN)/python ops_dcnv3/benchmarks/bench_op.py
+
+clean:
+	rm -rf $(VENV) ops_dcnv3/build ops_dcnv3/*.egg-info

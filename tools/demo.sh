@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# The main job on real images, on the CPU: train, evaluate, predict.
+#   bash tools/demo.sh [PYTHON]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=$(command -v "${1:-python}")
+case $python in /*) ;; *) python=$PWD/$python ;; esac
+
+digits=$PWD/data/digits
+output=$PWD/output
+config=configs/toy/internimage_nano_digits.yaml
+run=$output/internimage_nano_digits
+
+say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+
+say "1. 1,797 handwritten digits as an ImageFolder: $digits"
+"$python" tools/toy_digits.py "$digits"
+
+cd classification
+if [ -e "$run" ]; then
+  say "(an earlier demo is in the way and is removed: $run)"
+  rm -rf "$run"
+fi
+say "2. Train InternImage-nano (main.py)"
+"$python" main.py --cfg "$config" --data-path "$digits" --output "$output"
+
+say "3. Evaluate the best checkpoint (main.py --eval)"
+"$python" main.py --cfg "$config" --data-path "$digits" --output "$output/eval" --eval \
+  --resume "$run/ckpt_epoch_best.pth"
+
+say "4. Predict some validation images (predict.py)"
+images=()
+for digit in 0 1 2 3 4 5 6 7 8 9; do
+  images+=("$(find "$digits/val/$digit" -type f | sort | head -n 1)")
+done
+"$python" predict.py --cfg "$config" --resume "$run/ckpt_epoch_best.pth" --out "$run/predictions.png" \
+  "${images[@]}"
+say "Done. Checkpoints, log and TensorBoard files: $run"
+echo "Pictures with predictions: $run/predictions.png"

@@ -1,0 +1,117 @@
+"""Keeps vendored copies identical to their one source.
+
+    python tools/sync.py            write every copy that differs
+    python tools/sync.py --check    write nothing; exit 1 and name what differs
+
+Each task folder carries the backbone so that it works by itself; only the sources in COPIES are
+edited by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# {source: [copies]}, relative to the repository's root; files only, compared byte for byte.
+COPIES: dict[str, list[str]] = {
+    "LICENSE": ["ops_dcnv3/LICENSE"],
+    # Task folders add their copy here when they are created.
+    "classification/models/intern_image.py": [],
+}
+
+
+def differing(root: Path, copies: dict[str, list[str]]) -> list[tuple[str, str]]:
+    """(source, copy) pairs whose bytes differ or whose copy is missing.
+
+    Raises:
+        FileNotFoundError: a source in the table does not exist.
+    """
+    pairs = []
+    for source, targets in copies.items():
+        if not (root / source).is_file():
+            raise FileNotFoundError(f"source {source} in tools/sync.py does not exist")
+        wanted = (root / source).read_bytes()
+        for target in targets:
+            path = root / target
+            if not path.is_file() or path.read_bytes() != wanted:
+                pairs.append((source, target))
+    return pairs
+
+
+def tracked_files(root: Path) -> list[str]:
+    """Paths that git knows or would add, relative to `root`."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    return [path for path in result.stdout.split("\0") if path and (root / path).is_file()]
+
+
+def unlisted(root: Path, copies: dict[str, list[str]], files: list[str]) -> list[tuple[str, str]]:
+    """(source, file) pairs: Python files that look like a copy but are not in the table."""
+    listed = set(copies) | {target for targets in copies.values() for target in targets}
+    by_name = {Path(source).name: source for source in copies if source.endswith(".py")}
+    return [
+        (by_name[Path(file).name], file)
+        for file in files
+        if Path(file).name in by_name and file not in listed
+    ]
+
+
+def edited_by_hand(root: Path, target: str) -> bool:
+    """Whether a copy has changes that are not committed, which writing would destroy."""
+    command = ["git", "status", "--porcelain", "--", target]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    return result.returncode == 0 and result.stdout[:2] in (" M", "MM", "AM")
+
+
+def write(path: Path, content: bytes) -> None:
+    """Replaces a file in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def run(root: Path, copies: dict[str, list[str]], check: bool, force: bool) -> int:
+    """Checks or writes; returns the exit code."""
+    pairs = differing(root, copies)
+    strays = unlisted(root, copies, tracked_files(root))
+    for source, file in strays:
+        print(f"{file} looks like a copy of {source}: list it in tools/sync.py or rename it")
+    refused = 0
+    for source, target in pairs:
+        if check:
+            print(f"{target} differs from {source}: run `make sync`")
+        elif not force and edited_by_hand(root, target):
+            refused += 1
+            print(
+                f"{target} has uncommitted changes: move them to {source}, "
+                "or run tools/sync.py --force to lose them"
+            )
+        else:
+            write(root / target, (root / source).read_bytes())
+            print(f"wrote {target} from {source}")
+    if check and not pairs and not strays:
+        count = sum(map(len, copies.values()))
+        print(f"{count} vendored {'copy is' if count == 1 else 'copies are'} up to date")
+    return 1 if strays or refused or (check and pairs) else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="only report; exit 1 on a difference")
+    parser.add_argument("--force", action="store_true", help="overwrite copies edited by hand")
+    options = parser.parse_args(arguments)
+    try:
+        return run(ROOT, COPIES, options.check, options.force)
+    except FileNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Vendored copies: the repository has no drift, and the tool finds and mends it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TOOLS))
+import sync  # noqa: E402
+
+
+def test_the_repository_has_no_drift():
+    differing = sync.differing(sync.ROOT, sync.COPIES)
+    assert not differing, f"{differing} differ: run `make sync`"
+
+
+@pytest.mark.skipif(not (sync.ROOT / ".git").exists(), reason="not a git checkout")
+def test_the_repository_has_no_unlisted_copy():
+    strays = sync.unlisted(sync.ROOT, sync.COPIES, sync.tracked_files(sync.ROOT))
+    assert not strays, f"list these in tools/sync.py: {strays}"
+
+
+COPIES = {"a/model.py": ["b/model.py", "c/d/model.py"]}
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A small repository with one source, one equal copy and one missing copy."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.py").write_text("x = 1\n")
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.com"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "start"]):
+        subprocess.run([*git, *command], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def test_check_names_what_differs_and_writes_nothing(tree, capsys):
+    assert sync.run(tree, COPIES, check=True, force=False) == 1
+    assert "c/d/model.py differs from a/model.py: run `make sync`" in capsys.readouterr().out
+    assert not (tree / "c").exists()
+
+
+def test_sync_writes_and_then_check_passes(tree, capsys):
+    (tree / "a/model.py").write_text("x = 2\n")
+    assert sync.run(tree, COPIES, check=False, force=False) == 0
+    assert (tree / "b/model.py").read_text() == (tree / "c/d/model.py").read_text() == "x = 2\n"
+    assert sync.run(tree, COPIES, check=True, force=False) == 0
+    assert "2 vendored copies are up to date" in capsys.readouterr().out
+
+
+def test_a_fix_in_the_wrong_place_is_not_lost(tree, capsys):
+    (tree / "b/model.py").write_text("x = 3  # a fix\n")
+    assert sync.run(tree, COPIES, check=False, force=False) == 1
+    assert "b/model.py has uncommitted changes: move them to a/model.py" in capsys.readouterr().out
+    assert "a fix" in (tree / "b/model.py").read_text()
+    assert sync.run(tree, COPIES, check=False, force=True) == 0
+    assert (tree / "b/model.py").read_text() == "x = 1\n"
+
+
+def test_an_unlisted_copy_is_found(tree, capsys):
+    (tree / "e").mkdir()
+    (tree / "e/model.py").write_text("x = 1\n")
+    sync.run(tree, COPIES, check=False, force=False)
+    assert sync.run(tree, COPIES, check=True, force=False) == 1
+    assert "e/model.py looks like a copy of a/model.py" in capsys.readouterr().out
+
+
+def test_a_missing_source_is_an_error(tree):
+    with pytest.raises(FileNotFoundError, match=r"source no/such\.py in tools/sync\.py"):
+        sync.run(tree, {"no/such.py": []}, check=True, force=False)
