@@ -1,0 +1,362 @@
+"""Writing, pruning, finding and resuming training checkpoints.
+
+A checkpoint is a dictionary of tensors and plain values: ``model``, ``optimizer``,
+``lr_scheduler``, ``max_accuracy``, ``epoch``, ``config`` and, when in use, ``model_ema``,
+``max_accuracy_ema``, ``amp``; ``class_names`` is a list or None.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import distributed
+import torch
+import weights
+from safe_load import CheckpointError, load_file
+from torch import nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.optim import Optimizer
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointWriter",
+    "ResumePoint",
+    "find_resumable",
+    "load_file",
+    "resume_training",
+    "training_state",
+    "unwrap",
+]
+
+logger = logging.getLogger(__name__)
+
+TRAINING_KEYS = ("model", "optimizer", "lr_scheduler", "epoch")
+
+
+@dataclass
+class ResumePoint:
+    """Where training goes on: first epoch to run and the best accuracies so far, in percent."""
+
+    start_epoch: int = 0
+    max_accuracy: float = 0.0
+    max_accuracy_ema: float = 0.0
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel and torch.compile wrappers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if inner is None:
+            return model
+        model = inner
+
+
+def training_state(
+    *,
+    model: nn.Module,
+    optimizer: Optimizer,
+    scheduler: Any,
+    epoch: int,
+    config: dict[str, Any],
+    point: ResumePoint,
+    scaler: Any | None = None,
+    ema: nn.Module | None = None,
+    class_names: list[str] | None = None,
+) -> dict[str, Any]:
+    """Collect what a checkpoint holds. Call it on all ranks: ZeRO shards are gathered on rank 0.
+
+    Args:
+        model: the model, wrapped or not.
+        epoch: the epoch just finished, from 0.
+        config: plain dictionary of the configuration.
+        point: best accuracies so far.
+        ema: timm's ``ModelEmaV3``; its weights are stored under ``model_ema``.
+
+    Returns:
+        The checkpoint; on ranks other than 0 its optimizer entry is None under ZeRO.
+    """
+    if isinstance(optimizer, ZeroRedundancyOptimizer) and distributed.get_world_size() > 1:
+        optimizer.consolidate_state_dict(to=0)
+        optimizer_state = optimizer.state_dict() if distributed.is_main_process() else None
+    else:
+        optimizer_state = optimizer.state_dict()
+    state = {
+        "model": unwrap(model).state_dict(),
+        "optimizer": optimizer_state,
+        "lr_scheduler": _plain_state(scheduler.state_dict()),
+        "max_accuracy": float(point.max_accuracy),
+        "epoch": int(epoch),
+        "config": config,
+        "class_names": list(class_names) if class_names is not None else None,
+    }
+    if ema is not None:
+        state["model_ema"] = unwrap(ema.module).state_dict()
+        state["max_accuracy_ema"] = float(point.max_accuracy_ema)
+    if scaler is not None:
+        state["amp"] = scaler.state_dict()
+    return state
+
+
+def _plain_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    plain = (int, float, str, bool, list, tuple, dict, type(None))
+    return {key: value for key, value in state.items() if isinstance(value, plain)}
+
+
+class CheckpointWriter:
+    """Writes checkpoints of one run into its output folder; only rank 0 touches the disk.
+
+    A file appears under its name only when it is complete: it is written beside it under a
+    hidden temporary name, flushed to disk and renamed.
+    """
+
+    def __init__(self, output: str | Path, save_freq: int = 1, keep: int = 1) -> None:
+        self.output = Path(output)
+        self.save_freq = save_freq
+        self.keep = keep
+        if distributed.is_main_process():
+            self.output.mkdir(parents=True, exist_ok=True)
+            for stale in self.output.glob(".*.pth.tmp-*"):
+                logger.info("removing the unfinished checkpoint %s", stale)
+                with contextlib.suppress(OSError):
+                    stale.unlink()
+
+    def save(self, name: str, state: dict[str, Any]) -> Path:
+        """Write ``<output>/<name>.pth``; call it on all ranks.
+
+        Raises:
+            CheckpointError: on all ranks, when the file cannot be written. Files that were there
+                before are untouched.
+        """
+        path = self.output / f"{name}.pth"
+        error = None
+        if distributed.is_main_process():
+            error = write_file(path, state)
+        error = distributed.broadcast_object(error)
+        if error:
+            raise CheckpointError(error)
+        logger.info("saved %s", path)
+        return path
+
+    def save_epoch(self, epoch: int, state: dict[str, Any]) -> Path:
+        """Write ``ckpt_epoch_{epoch}.pth`` and drop the periodic one that is too old by then."""
+        path = self.save(f"ckpt_epoch_{epoch}", state)
+        if distributed.is_main_process():
+            old = self.output / f"ckpt_epoch_{epoch - self.keep * self.save_freq}.pth"
+            if old.exists():
+                with contextlib.suppress(FileNotFoundError):
+                    old.unlink()
+                logger.info("removed %s (SAVE_CKPT_NUM %d)", old, self.keep)
+        return path
+
+
+def write_file(path: Path, state: dict[str, Any]) -> str | None:
+    """Write a checkpoint completely or not at all; returns an error message or None."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        cause = error.__cause__ or error.__context__ or error
+        free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
+        return (
+            f"could not write {path}: {str(cause).splitlines()[0] if str(cause) else cause!r}; "
+            f"{free / 2**20:.0f} MiB are free there. Earlier checkpoints in {path.parent} are "
+            "untouched: make room or fix the permissions, then start the same command again"
+        )
+    return None
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def find_resumable(output: str | Path, needs: tuple[str, ...] = TRAINING_KEYS) -> Path | None:
+    """The newest checkpoint in a folder that can be read and has the entries in ``needs``.
+
+    Damaged or unusable files are named in a warning and skipped. Rank 0 decides for all.
+    """
+    found = None
+    if distributed.is_main_process() and Path(output).is_dir():
+        files = sorted(
+            Path(output).glob("*.pth"), key=lambda file: (file.stat().st_mtime_ns, file.name)
+        )
+        for path in reversed(files):
+            try:
+                lacking = [key for key in needs if load_file(path).get(key) is None]
+            except CheckpointError as error:
+                logger.warning("auto-resume skips a damaged checkpoint: %s", error)
+                continue
+            if lacking:
+                logger.warning("auto-resume skips %s: no %s in it", path, ", ".join(lacking))
+                continue
+            found = path
+            break
+    return distributed.broadcast_object(found)
+
+
+def resume_training(
+    checkpoint: Mapping[str, Any],
+    *,
+    source: str,
+    model: nn.Module,
+    optimizer: Optimizer,
+    scheduler: Any,
+    scaler: Any | None = None,
+    ema: nn.Module | None = None,
+    head_map: str = "",
+) -> ResumePoint:
+    """Restore everything that training needs; the checkpoint's own RNG is the epoch's seed.
+
+    A file without optimizer state gives its weights only, and training starts at epoch 0.
+
+    Args:
+        checkpoint: what :func:`safe_load.load_file` returned.
+        source: file name, for messages.
+        model: unwrapped model.
+
+    Raises:
+        CheckpointError: the weights or the optimizer state do not belong to this model.
+    """
+    report = weights.load_weights(model, checkpoint, source=source, head_map=head_map)
+    load_ema(checkpoint, model, ema)
+    lacking = [key for key in TRAINING_KEYS if checkpoint.get(key) is None]
+    if lacking:
+        logger.warning(
+            "%s has no %s: only its weights are used and training starts at epoch 0",
+            source, ", ".join(lacking),
+        )  # fmt: skip
+        return ResumePoint()
+    if report.new_head or report.resized or report.missing:
+        raise CheckpointError(
+            f"training cannot go on from {source}, its model differs ({report.summary()}). To "
+            "start a new training from its weights use --pretrained instead of --resume"
+            + _auto_resume_hint(source)
+        )
+    _load_optimizer(optimizer, checkpoint["optimizer"], source)
+    _compare_schedule(scheduler, checkpoint["lr_scheduler"])
+    if scaler is not None and checkpoint.get("amp"):
+        scaler.load_state_dict(checkpoint["amp"])
+    point = ResumePoint(
+        start_epoch=int(checkpoint["epoch"]) + 1,
+        max_accuracy=float(checkpoint.get("max_accuracy") or 0.0),
+        max_accuracy_ema=float(checkpoint.get("max_accuracy_ema") or 0.0),
+    )
+    logger.info(
+        "resumed %s (epoch %d): going on with epoch %d, max accuracy %.2f%%",
+        source, checkpoint["epoch"], point.start_epoch, point.max_accuracy,
+    )  # fmt: skip
+    return point
+
+
+def _auto_resume_hint(source: str) -> str:
+    return (
+        f". If {Path(source).parent} holds another experiment, choose another --output or set "
+        "TRAIN.AUTO_RESUME False"
+    )
+
+
+def load_ema(checkpoint: Mapping[str, Any], model: nn.Module, ema: nn.Module | None) -> None:
+    """Fill the moving average from ``model_ema``, else from the model's present weights."""
+    if ema is None:
+        return
+    ema.set(model)
+    if not checkpoint.get("model_ema"):
+        logger.info("the checkpoint has no moving average: it starts from the loaded weights")
+        return
+    own = unwrap(ema.module).state_dict()
+    state = weights.extract_state({"model": checkpoint["model_ema"]}, "model_ema")
+    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    unwrap(ema.module).load_state_dict(fitting, strict=False)
+    if len(fitting) != len(own):
+        logger.warning(
+            "only %d of %d weights of the moving average fit; the others start from the model",
+            len(fitting), len(own),
+        )  # fmt: skip
+
+
+def _load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any], source: str) -> None:
+    groups, old = optimizer.param_groups, saved["param_groups"]
+    problem = None
+    names = [group.get("name") for group in groups]
+    old_names = [group.get("name") for group in old]
+    sizes = [len(group["params"]) for group in groups]
+    old_sizes = [len(group["params"]) for group in old]
+    if sizes != old_sizes:
+        problem = (
+            f"{sum(old_sizes)} parameters in {len(old)} groups, now {sum(sizes)} in {len(groups)}"
+        )
+    elif None not in names + old_names and [*map(_bare, names)] != [*map(_bare, old_names)]:
+        first = next(i for i, pair in enumerate(zip(names, old_names, strict=True))
+                     if _bare(pair[0]) != _bare(pair[1]))  # fmt: skip
+        problem = f"its parameter {first} is {old_names[first]}, now {names[first]}"
+    else:
+        problem = _state_problem(groups, old, saved["state"])
+    if problem is None:
+        try:
+            optimizer.load_state_dict(saved)
+            return
+        except (ValueError, KeyError, RuntimeError) as error:
+            problem = str(error)
+    raise CheckpointError(
+        f"the optimizer state of {source} belongs to another set-up: {problem}. Use the optimizer "
+        "and model settings it was saved with, or --pretrained to take only its weights and start "
+        "a new schedule" + _auto_resume_hint(source)
+    )
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("module.")
+
+
+def _state_problem(groups: list[dict], old: list[dict], state: Mapping[int, Any]) -> str | None:
+    for group, old_group in zip(groups, old, strict=True):
+        for parameter, index in zip(group["params"], old_group["params"], strict=True):
+            for key, value in state.get(index, {}).items():
+                if (
+                    isinstance(value, torch.Tensor)
+                    and value.dim() > 0
+                    and value.shape != parameter.shape
+                ):
+                    name = old_group.get("name", index)
+                    shapes = f"{tuple(value.shape)}, the parameter {tuple(parameter.shape)}"
+                    return f"{key} of {name} has shape {shapes}"
+        extra = set(old_group) ^ set(group)
+        if extra & {"betas", "momentum"}:
+            return f"it was saved by another optimizer ({', '.join(sorted(extra))} differ)"
+    return None
+
+
+def _compare_schedule(scheduler: Any, saved: Mapping[str, Any]) -> None:
+    """The schedule is a function of the update count, so the present settings just go on."""
+    now = _plain_state(scheduler.state_dict())
+    differing = [
+        f"{key} {saved[key]} -> {value}"
+        for key, value in now.items()
+        if key in saved and not isinstance(value, (list, dict)) and saved[key] != value
+        and key not in ("metric",)
+    ]  # fmt: skip
+    if differing:
+        logger.warning(
+            "the learning rate schedule differs from the checkpoint's, the present one is used: %s",
+            ", ".join(differing),
+        )
