@@ -211,7 +211,7 @@ class Progress:
             if short:
                 self.bar.set_postfix_str(short, refresh=False)
         if line and self.due(index):
-            logger.info(line, extra=FILE_ONLY if self.bar is not None else {})
+            logger.info(line, extra=FILE_ONLY if self.bar is not None else {}, stacklevel=2)
 
     def eta(self, index: int) -> float:
         """Seconds left, from the mean duration so far."""

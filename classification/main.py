@@ -7,7 +7,6 @@ Runs in one process, under torchrun and under Slurm (srun), on CPU and GPU. Resu
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import logging
 import sys
@@ -37,8 +36,9 @@ from checkpoint import (
     training_state,
     unwrap,
 )
+from cli import ArgumentParser
 from config import ConfigError, add_arguments, amp_dtype, config_to_dict, get_config
-from dataset import CorruptDataError, build_loader
+from dataset import DataError, build_loader
 from logger import RunLog, setup_logging
 from lr_scheduler import build_scheduler
 from models import build_model
@@ -53,26 +53,12 @@ logger = logging.getLogger(__name__)
 USER_ERRORS = (
     ConfigError,
     CheckpointError,
-    CorruptDataError,
+    DataError,
     NonFiniteError,
     distributed.DistributedSetupError,
     FileNotFoundError,
     ValueError,
 )
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """An argument parser that names the nearest option for an unknown one."""
-
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        parsed, extra = self.parse_known_args(args, namespace)
-        if extra:
-            known = [option for action in self._actions for option in action.option_strings]
-            name = extra[0].split("=")[0]
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f", did you mean {near[0]}?" if near else f" (see {self.prog} -h)"
-            self.error(f"unknown argument {extra[0]!r}{hint}")
-        return parsed
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -103,8 +89,6 @@ def set_classes(config: Any, dataset_classes: int) -> Any:
     to be scored on ImageNet-1k (EVAL_22K_TO_1K)."""
     classes = dataset_classes
     if config.EVAL_22K_TO_1K and dataset_classes == weights.CLASSES_1K:
-        if not config.EVAL_MODE:
-            raise ConfigError("EVAL_22K_TO_1K scores a 22k head on 1k labels: it needs --eval")
         classes = weights.CLASSES_22K
     config = config.clone()
     config.defrost()
@@ -304,24 +288,6 @@ def train(run: Run, ema: nn.Module | None, resume: str, dtype: torch.dtype | Non
             evaluate(epoch)
 
 
-def check_training(config: Any, loaders: Any) -> None:
-    """Settings that would only fail in the middle of a run.
-
-    Raises:
-        ConfigError: no training batch, or an odd batch size with mixup.
-    """
-    if len(loaders.train) == 0:
-        raise ConfigError(
-            f"the training set gives no batch of {config.DATA.BATCH_SIZE} images per process; "
-            "lower --batch-size"
-        )
-    if loaders.mixup_fn is not None and config.DATA.BATCH_SIZE % 2:
-        raise ConfigError(
-            f"DATA.BATCH_SIZE is {config.DATA.BATCH_SIZE}, but mixup and cutmix pair the images of "
-            "a batch and need an even number; change --batch-size, or set AUG.MIXUP 0 AUG.CUTMIX 0"
-        )
-
-
 def run_config(config: Any, info: distributed.DistInfo) -> None:
     """Build everything that the configuration describes and do what it asks for."""
     dtype = amp_dtype(config, info.device)
@@ -368,7 +334,6 @@ def run_config(config: Any, info: distributed.DistInfo) -> None:
         if config.EVAL_MODE:
             evaluate_only(run, ema, resume)
         else:
-            check_training(config, loaders)
             train(run, ema, resume, dtype)
     finally:
         run.log.close()
