@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.utils.flop_counter
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from .geometry import Geometry, check_dtypes, check_geometry, check_shapes
 from .reference import dcnv3_backward_reference, dcnv3_reference
@@ -61,10 +61,7 @@ library.impl("dcnv3_backward", _backward_any_device, "CompositeExplicitAutograd"
 
 # --- shapes only (torch.compile, torch.export, meta tensors) --------------------------------------
 
-_register_fake = getattr(torch.library, "register_fake", None) or torch.library.impl_abstract
 
-
-@_register_fake("ops_dcnv3::dcnv3")
 def _forward_fake(input: Tensor, offset: Tensor, mask: Tensor, *arguments: Any) -> Tensor:
     geometry = Geometry(*arguments)
     check(input, offset, mask, geometry)
@@ -72,7 +69,6 @@ def _forward_fake(input: Tensor, offset: Tensor, mask: Tensor, *arguments: Any) 
     return input.new_empty((batch, *geometry.output_size(height, width), channels))
 
 
-@_register_fake("ops_dcnv3::dcnv3_backward")
 def _backward_fake(
     grad_output: Tensor, input: Tensor, offset: Tensor, mask: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,6 +77,13 @@ def _backward_fake(
         offset.new_empty(offset.shape),
         mask.new_empty(mask.shape),
     )
+
+
+for _name, _fake in (("dcnv3", _forward_fake), ("dcnv3_backward", _backward_fake)):
+    if hasattr(torch.library, "register_fake"):  # torch >= 2.4
+        torch.library.register_fake(f"ops_dcnv3::{_name}", _fake, lib=library)
+    else:
+        library.impl(_name, _fake, "Meta")
 
 
 # --- autograd -------------------------------------------------------------------------------------
@@ -163,7 +166,6 @@ _register_autocast("cuda", "AutocastCUDA")
 # --- counting operations (torch.utils.flop_counter) -----------------------------------------------
 
 
-@register_flop_formula(torch.ops.ops_dcnv3.dcnv3)
 def _forward_flops(input_shape, offset_shape, mask_shape, *arguments, **_: Any) -> int:
     """Two per multiply-add: four for the interpolation of a sample and one for its mask."""
     batch, out_h, out_w, modulated = mask_shape  # G * P masks
@@ -171,9 +173,14 @@ def _forward_flops(input_shape, offset_shape, mask_shape, *arguments, **_: Any) 
     return 2 * 5 * batch * out_h * out_w * modulated * group_channels
 
 
-@register_flop_formula(torch.ops.ops_dcnv3.dcnv3_backward)
 def _backward_flops(grad_shape, input_shape, offset_shape, mask_shape, *arguments, **_: Any) -> int:
     """Per sample and channel: four products with the gradient and four weighted sums."""
     batch, out_h, out_w, modulated = mask_shape  # G * P masks
     group_channels = Geometry(*arguments).group_channels
     return 2 * 8 * batch * out_h * out_w * modulated * group_channels
+
+
+if hasattr(torch.utils.flop_counter, "register_flop_formula"):  # torch >= 2.2
+    _register_flops = torch.utils.flop_counter.register_flop_formula
+    _register_flops(torch.ops.ops_dcnv3.dcnv3)(_forward_flops)
+    _register_flops(torch.ops.ops_dcnv3.dcnv3_backward)(_backward_flops)
