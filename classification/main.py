@@ -44,7 +44,7 @@ from lr_scheduler import build_scheduler
 from models import build_model
 from nonfinite import NonFiniteError
 from optimizer import build_optimizer
-from timm.utils import ModelEmaV3
+from timm.utils import ModelEmaV3, distribute_bn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -281,6 +281,9 @@ def train(run: Run, ema: nn.Module | None, resume: str, dtype: torch.dtype | Non
             device=info.device, amp=dtype, mixup_fn=loaders.mixup_fn, accumulation=accumulation,
             print_freq=config.PRINT_FREQ, run_log=run.log,
         )  # fmt: skip
+        if info.world_size > 1:  # running statistics differ by rank: what is saved is evaluated
+            for average in (run.model, ema.module) if ema else (run.model,):
+                distribute_bn(average, info.world_size, reduce=True)
         final = epoch == config.TRAIN.EPOCHS - 1
         if epoch % config.SAVE_FREQ == 0 or final:
             writer.save_epoch(epoch, state(epoch))

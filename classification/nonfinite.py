@@ -83,7 +83,7 @@ def diagnose(model: nn.Module, inputs: Sequence[torch.Tensor]) -> str:
                 f"the input itself is not finite: {'images' if index == 0 else f'input {index}'}, "
                 f"samples {bad[:8]} of the batch. Look at the data and its normalisation"
             )
-    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+    for name, value in model.named_parameters():  # running statistics are not used in training
         if not is_finite(value):
             return (
                 f"the weight {name} is already not finite. Start from an earlier checkpoint with a "

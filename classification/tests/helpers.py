@@ -70,19 +70,17 @@ def run_program(*args: object, cwd: Path | None = None, timeout: int = 120, **ex
     )
 
 
-def torchrun(*args: object, processes: int = 2, timeout: int = 180):
-    """Run main.py under torchrun on a free port."""
+def torchrun(*args: object, program: Path = CLASSIFICATION / "main.py", processes: int = 2):
+    """Run a program (main.py) under torchrun on a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [
         sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}",
         "--master_addr=127.0.0.1", f"--master_port={port}",
-        str(CLASSIFICATION / "main.py"), *map(str, args),
+        str(program), *map(str, args),
     ]  # fmt: skip
-    return subprocess.run(
-        command, env=environment(), capture_output=True, text=True, timeout=timeout
-    )
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=180)
 
 
 def read_log(output: Path, kind: str = "train", **wanted) -> list[dict]:
