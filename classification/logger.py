@@ -54,10 +54,8 @@ def setup_logging(output: str | Path | None, name: str, rank: int = 0) -> loggin
     Returns:
         The root logger. Handlers of an earlier call are closed and replaced.
     """
+    close_logging()
     root = logging.getLogger()
-    for handler in [h for h in root.handlers if getattr(h, "_engine", False)]:
-        root.removeHandler(handler)
-        handler.close()
     handlers: list[logging.Handler] = []
     if rank == 0:
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -77,6 +75,14 @@ def setup_logging(output: str | Path | None, name: str, rank: int = 0) -> loggin
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.captureWarnings(True)
     return root
+
+
+def close_logging() -> None:
+    """Remove and close the handlers of :func:`setup_logging`."""
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if getattr(h, "_engine", False)]:
+        root.removeHandler(handler)
+        handler.close()
 
 
 class Meter:

@@ -39,7 +39,7 @@ from checkpoint import (
 from cli import ArgumentParser
 from config import ConfigError, add_arguments, amp_dtype, config_to_dict, get_config
 from dataset import DataError, build_loader
-from logger import RunLog, setup_logging
+from logger import RunLog, close_logging, setup_logging
 from lr_scheduler import build_scheduler
 from models import build_model
 from nonfinite import NonFiniteError
@@ -361,6 +361,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     finally:
         distributed.cleanup()
+        close_logging()
     return 0
 
 
