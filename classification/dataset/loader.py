@@ -102,8 +102,8 @@ class _Loader(DataLoader):
                     yield batch
         except CorruptDataError as error:
             message = str(error).strip().splitlines()[-1]
-            # The traceback refers to itself; as part of such a cycle the iterator is collected late,
-            # and in an order in which its workers do not hear of their end. They end here.
+            # The traceback refers to itself. Within such a cycle the iterator is collected late,
+            # in an order in which its workers do not hear of their end; so they end here.
             error.__traceback__ = self._iterator = None
         else:
             return

@@ -116,6 +116,13 @@ def test_name_and_output_follow_the_yaml_stem(yaml_file):
     assert parse("--cfg", yaml_file("", "empty.yaml")).OUTPUT == "output/empty"
 
 
+def test_a_typed_zero_counts_as_typed(yaml_file):
+    path = yaml_file("TRAIN:\n  ACCUMULATION_STEPS: 4\n")
+    assert parse("--cfg", path, "--accumulation-steps", 0).TRAIN.ACCUMULATION_STEPS == 0
+    with pytest.raises(ConfigError, match="DATA.BATCH_SIZE must be at least 1, got 0"):
+        parse("--cfg", path, "--batch-size", 0)
+
+
 def test_amp_dtype_flag_sets_both_keys(yaml_file):
     path = yaml_file("AMP_OPT_LEVEL: O0\n")
     config = parse("--cfg", path, "--amp-dtype", "bfloat16")

@@ -116,6 +116,20 @@ def test_an_epoch_depends_on_nothing_but_seed_and_number(tmp_path):
     assert not same(epoch_of(tmp_path, root, 2, seed=1), reference)
 
 
+@pytest.mark.parametrize("opts", [(), ("DATA.IMG_ON_MEMORY", True)])
+def test_order_and_augmentation_both_change_with_the_epoch(tmp_path, as_rank, opts):
+    root = make_folder(tmp_path / "d", train=8)
+    as_rank(0, 2)
+    loaders = build_loader(settings(tmp_path, root, *RANDOM, *opts))
+    orders, images = [], []
+    for epoch in range(2):
+        loaders.set_epoch(epoch)
+        orders.append(list(loaders.train_sampler))
+        images.append(loaders.train.dataset[3][0])
+    assert orders[0] != orders[1] and not torch.equal(*images)
+    assert not torch.equal(loaders.train.dataset[4][0], images[1])  # and with the image
+
+
 def test_loading_leaves_the_random_numbers_of_the_caller_alone(tmp_path):
     root = make_folder(tmp_path / "d", train=4)
     config = settings(tmp_path, root, *RANDOM)
@@ -286,6 +300,18 @@ def test_reader_can_be_sent_to_another_process(tmp_path):
     assert pickle.loads(pickle.dumps(reader)).size(f"{tmp_path}/a.zip@/in/x") == 3
 
 
+def test_a_forked_process_opens_its_own_archive_handle(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr("x", b"abc")
+    reader = Reader()
+    handles = []
+    for pid in (reader._pid, -1):  # -1: as if the reader had been made in another process
+        reader._pid = pid
+        assert reader.read(f"{tmp_path}/a.zip@/x") == b"abc"
+        handles.append(reader._archive(f"{tmp_path}/a.zip"))
+    assert handles[0] is not handles[1]
+
+
 # ------------------------------------------------------------------------------------- mixing
 @pytest.mark.parametrize(
     "opts",
@@ -371,5 +397,6 @@ def test_flip_scale_and_ratio_are_honoured(tmp_path):
     for _ in range(5):
         assert columns(upright(striped())) == [0.0, 0.5, 1.0]
         assert columns(mirrored(striped())) == [1.0, 0.5, 0.0]
+        assert upright(striped())[0, 16, 9:12].round(decimals=1).tolist() == [0.0, 0.0, 0.5]
     default = build_transform(True, settings(tmp_path, ""))
     assert len({default(striped()).sum().item() for _ in range(8)}) > 1
