@@ -51,7 +51,7 @@ DEFAULTS: dict[str, Any] = {
             "LEVEL2_POST_NORM_BLOCK_IDS": None,
             "CENTER_FEATURE_SCALE": False,
             "REMOVE_CENTER": False,
-            "BACKEND": "",  # added: '' chooses, else pytorch | cpp | cuda | triton
+            "BACKEND": "",  # added: '' chooses, else pytorch | cpp | cuda
             "CLS_SCALE": 1.5,  # added
             "NORM_LAYER": "LN",  # added
             "ACT_LAYER": "GELU",  # added
@@ -143,7 +143,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "MODEL.TYPE": ("intern_image", "intern_image_meta_former"),
     "MODEL.DROP_PATH_TYPE": ("linear", "uniform"),
     "MODEL.INTERN_IMAGE.CORE_OP": ("DCNv3", "DCNv3_pytorch"),
-    "MODEL.INTERN_IMAGE.BACKEND": ("", "pytorch", "cpp", "cuda", "triton"),
+    "MODEL.INTERN_IMAGE.BACKEND": ("", "pytorch", "cpp", "cuda"),
     "MODEL.INTERN_IMAGE.NORM_LAYER": ("LN", "BN"),
     "MODEL.INTERN_IMAGE.ACT_LAYER": ("GELU", "ReLU", "SiLU"),
     "TRAIN.LR_SCHEDULER.NAME": ("cosine", "linear", "step"),
