@@ -21,7 +21,6 @@ import torch
 import weights
 from safe_load import CheckpointError, load_file
 from torch import nn
-from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.optim import Optimizer
 
 __all__ = [
@@ -84,7 +83,7 @@ def training_state(
     Returns:
         The checkpoint; on ranks other than 0 its optimizer entry is None under ZeRO.
     """
-    if isinstance(optimizer, ZeroRedundancyOptimizer) and distributed.get_world_size() > 1:
+    if hasattr(optimizer, "consolidate_state_dict"):  # ZeroRedundancyOptimizer
         optimizer.consolidate_state_dict(to=0)
         optimizer_state = optimizer.state_dict() if distributed.is_main_process() else None
     else:

@@ -65,13 +65,13 @@ def test_colours_only_on_a_terminal(tmp_path, monkeypatch):
 
 def test_progress_without_a_terminal(tmp_path, capfd):
     log.setup_logging(tmp_path, "nano")
-    progress = log.Progress(7, "epoch", print_freq=3)
+    progress = log.Progress(8, "epoch", print_freq=3)
     assert progress.bar is None
-    for index in range(7):
+    for index in range(8):
         progress.update(index, f"iteration {index}", "short")
     progress.close()
     shown = [line.rsplit(" ", 1)[1] for line in capfd.readouterr().out.splitlines()]
-    assert shown == ["0", "3", "6"]
+    assert shown == ["0", "3", "6", "7"]
 
 
 def test_progress_on_a_terminal_keeps_lines_for_the_file(tmp_path, monkeypatch):
