@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 import time
 from collections import deque
@@ -200,11 +201,14 @@ class Progress:
         self.start = time.perf_counter()
         self.last = self.start
         on_terminal = rank == 0 and sys.stdout.isatty()
-        self.bar = (
-            tqdm(total=total, desc=title, file=sys.stdout, dynamic_ncols=True, leave=False)
-            if on_terminal
-            else None
-        )
+        self.bar = None
+        if on_terminal:
+            columns, rows = shutil.get_terminal_size((100, 24))  # some terminals say 0 x 0
+            self.bar = tqdm(
+                total=total, desc=title, file=sys.stdout, leave=False, ncols=columns - 1, nrows=rows
+            )
+        if self.bar is not None and self.bar.disable:  # TQDM_DISABLE is set: lines instead
+            self.bar = None
 
     def due(self, index: int) -> bool:
         """Whether iteration ``index`` (from 0) is one to report; the last one always is."""

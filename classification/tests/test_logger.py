@@ -4,6 +4,7 @@ import builtins
 import json
 import logging
 import math
+import os
 
 import logger as log
 import pytest
@@ -74,6 +75,7 @@ def test_progress_without_a_terminal(tmp_path, capfd):
     assert shown == ["0", "3", "6", "7"]
 
 
+@pytest.mark.skipif("TQDM_DISABLE" in os.environ, reason="TQDM_DISABLE is set: no bar")
 def test_progress_on_a_terminal_keeps_lines_for_the_file(tmp_path, monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(log.sys, "stdout", terminal)
