@@ -69,7 +69,7 @@ def setup_logging(output: str | Path | None, name: str, rank: int = 0) -> loggin
     for handler in handlers:
         handler.setFormatter(logging.Formatter(_FORMAT.format(name=name.replace("%", "%%")),
                                                datefmt="%Y-%m-%d %H:%M:%S"))  # fmt: skip
-        handler._engine = True
+        handler.level_before = root.level
         root.addHandler(handler)
     root.setLevel(logging.DEBUG)
     for noisy in ("PIL", "matplotlib", "tensorboard", "urllib3", "h5py", "torch", "asyncio"):
@@ -79,11 +79,13 @@ def setup_logging(output: str | Path | None, name: str, rank: int = 0) -> loggin
 
 
 def close_logging() -> None:
-    """Remove and close the handlers of :func:`setup_logging`."""
+    """Undo :func:`setup_logging`: close its handlers, restore the level and Python's warnings."""
     root = logging.getLogger()
-    for handler in [h for h in root.handlers if getattr(h, "_engine", False)]:
+    for handler in [h for h in root.handlers if hasattr(h, "level_before")]:
         root.removeHandler(handler)
+        root.setLevel(handler.level_before)
         handler.close()
+    logging.captureWarnings(False)
 
 
 class Meter:
