@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import distributed
 import torch
-import weights
-from safe_load import CheckpointError, load_file
 from torch import nn
 from torch.optim import Optimizer
+
+import distributed
+import weights
+from safe_load import CheckpointError, load_file
 
 __all__ = [
     "CheckpointError",

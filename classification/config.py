@@ -26,9 +26,10 @@ from typing import Any
 
 import torch
 import yaml
+from yacs.config import CfgNode
+
 from config_defaults import CHOICES, DEFAULTS, POSITIVE
 from config_values import FLAT_DEFAULTS, SECTIONS, ConfigError, coerce, flatten, nearest
-from yacs.config import CfgNode
 
 _EXPLICIT = "_explicit_keys"  # attribute of the root node: keys typed by the user (--opts, flags)
 

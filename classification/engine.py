@@ -14,15 +14,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import distributed
 import numpy as np
 import torch
-from checkpoint import unwrap
-from logger import Meter, Progress, RunLog, format_seconds, memory_mb
-from nonfinite import NonFiniteError, bad_gradients, diagnose
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+import distributed
+from checkpoint import unwrap
+from logger import Meter, Progress, RunLog, format_seconds, memory_mb
+from nonfinite import NonFiniteError, bad_gradients, diagnose
 from weights import CLASSES_1K, CLASSES_22K
 
 logger = logging.getLogger(__name__)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from models.intern_image import check_choice
 from timm.scheduler import CosineLRScheduler, StepLRScheduler
 from timm.scheduler.scheduler import Scheduler
+
+from models.intern_image import check_choice
 
 SCHEDULERS = ("cosine", "linear", "step")
 LINEAR_END = 0.01

@@ -21,10 +21,14 @@ for folder in (str(HERE.parent), str(HERE)):
     if folder not in sys.path:
         sys.path.insert(0, folder)
 
+import torch
+from timm.utils import ModelEmaV3, distribute_bn
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
 import distributed
 import engine
 import safe_load
-import torch
 import weights
 from checkpoint import (
     CheckpointError,
@@ -44,9 +48,6 @@ from lr_scheduler import build_scheduler
 from models import build_model
 from nonfinite import NonFiniteError
 from optimizer import build_optimizer
-from timm.utils import ModelEmaV3, distribute_bn
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 logger = logging.getLogger(__name__)
 

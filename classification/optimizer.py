@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from models.intern_image import check_choice
 from torch import nn
+
+from models.intern_image import check_choice
 
 logger = logging.getLogger(__name__)
 

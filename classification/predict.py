@@ -22,18 +22,19 @@ for folder in (str(HERE.parent), str(HERE)):
     if folder not in sys.path:
         sys.path.insert(0, folder)
 
+import torch
+from PIL import Image
+from torch import nn
+
 import contact_sheet
 import distributed
 import safe_load
-import torch
 import weights
 from cli import ArgumentParser
 from config import ConfigError, config_from_dict, default_config, load_config_file
 from dataset.class_names import names_for, wordnet_ids
 from dataset.transforms import build_transform
 from models import build_model
-from PIL import Image
-from torch import nn
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,9 @@ from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlparse
 
-import distributed
 import torch
+
+import distributed
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safe_load import CheckpointError
 from torch import nn
+
+from safe_load import CheckpointError
 
 logger = logging.getLogger(__name__)
 

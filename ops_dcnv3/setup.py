@@ -135,9 +135,10 @@ def plan() -> tuple[list, type[build_ext], str]:
         if demanded:
             raise SystemExit(f"ops_dcnv3: OPS_DCNV3_CUDA=1, but {problem}")
         return [], build_ext, problem
+    with_cuda = wants_cuda(torch)  # before cpp_extension, which reads CUDA_HOME on import
     from torch.utils.cpp_extension import BuildExtension
 
-    return [extension(torch, wants_cuda(torch))], BuildExtension, ""
+    return [extension(torch, with_cuda)], BuildExtension, ""
 
 
 EXTENSIONS, BUILD_COMMAND, REASON = plan()

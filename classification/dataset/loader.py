@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from config import is_typed
 from torch.utils.data import DataLoader, DistributedSampler, default_collate
 from yacs.config import CfgNode
+
+from config import is_typed
 
 from .errors import CorruptDataError, DataError
 from .image_dataset import ImageDataset

@@ -11,15 +11,16 @@ import sys
 import threading
 from collections import OrderedDict
 
-import checkpoint as ckpt
 import pytest
-import safe_load
 import torch
+from yacs.config import CfgNode
+
+import checkpoint as ckpt
+import safe_load
 import weights
 from models import build_model
 from optimizer import build_optimizer
 from safe_load import CheckpointError, load_file
-from yacs.config import CfgNode
 
 
 def model_of(config, **changes):

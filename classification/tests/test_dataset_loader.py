@@ -8,6 +8,9 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from image_folders import decode, make_folder, make_zip, settings
+from PIL import Image
+
 from config import ConfigError
 from dataset import CorruptDataError, DataError, build_loader, build_transform
 from dataset import loader as loader_module
@@ -16,8 +19,6 @@ from dataset.loader import _World
 from dataset.rng import keyed_rng
 from dataset.samples import PackedStrings
 from dataset.storage import ByteCache, Reader
-from image_folders import decode, make_folder, make_zip, settings
-from PIL import Image
 
 
 @pytest.fixture

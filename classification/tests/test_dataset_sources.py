@@ -6,12 +6,13 @@ import zipfile
 
 import numpy as np
 import pytest
+from image_folders import decode, make_folder, make_zip, save, settings
+
 from dataset import DataError, build_loader, names_for, num_classes_of
 from dataset.class_names import wordnet_ids
 from dataset.inat18 import spatial_features, temporal_features
 from dataset.samples import PackedStrings
 from dataset.sources import load_classes, load_samples
-from image_folders import decode, make_folder, make_zip, save, settings
 
 LISTS = "DATA.TRAIN_LIST", "train.txt", "DATA.VAL_LIST", "val.txt"
 

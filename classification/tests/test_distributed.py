@@ -4,11 +4,12 @@ import socket
 import subprocess
 import sys
 
-import distributed
 import pytest
 import torch
-from distributed import DistributedSetupError, Launch, detect_launch, expand_nodelist
 from helpers import CLASSIFICATION, environment
+
+import distributed
+from distributed import DistributedSetupError, Launch, detect_launch, expand_nodelist
 
 
 def test_one_process():

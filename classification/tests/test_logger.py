@@ -6,9 +6,10 @@ import logging
 import math
 import os
 
-import logger as log
 import pytest
 from helpers import read_log
+
+import logger as log
 
 
 @pytest.fixture(autouse=True)

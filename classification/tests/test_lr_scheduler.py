@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from config import default_config
 from lr_scheduler import build_scheduler
 

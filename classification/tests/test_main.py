@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 
-import engine
-import main
 import pytest
 import torch
 import yaml
 from helpers import CLASSIFICATION, environment, read_log, run_program, torchrun
+
+import engine
+import main
 from safe_load import load_file
 
 # one epoch without warm-up and without random parts other than the order

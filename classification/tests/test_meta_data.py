@@ -3,8 +3,9 @@
 import importlib.util
 from pathlib import Path
 
-from dataset.class_names import wordnet_ids
 from timm.data import ImageNetInfo
+
+from dataset.class_names import wordnet_ids
 
 META = Path(__file__).resolve().parents[1] / "meta_data"
 LINES = (META / "map22kto1k.txt").read_text().split("\n")

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from models import InternImage, InternImageClassifier, InternImageMetaFormer, build_model
-from models.build import number_or_none
 from timm.layers import DropPath
 from torch import nn
 from weight_recipe import apply_recipe, recipe_input
 
+from models import InternImage, InternImageClassifier, InternImageMetaFormer, build_model
+from models.build import number_or_none
 from ops_dcnv3.modules import DCNv3
 
 TINY = {"channels": 8, "depths": [1, 1, 2, 1], "groups": [1, 2, 4, 8]}

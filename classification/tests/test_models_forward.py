@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models import InternImage, InternImageClassifier, InternImageMetaFormer
 from weight_recipe import apply_recipe, recipe_cotangent, recipe_input, recipe_weight
+
+from models import InternImage, InternImageClassifier, InternImageMetaFormer
 
 DATA = Path(__file__).parent / "data"
 CLASSES = {

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from config import default_config, load_config_file
 from models import build_model
 from optimizer import build_optimizer, layer_decay_scales

@@ -2,12 +2,13 @@
 
 import json
 
-import predict
 import pytest
 import torch
-from contact_sheet import Card, draw_sheet, font, shorten, wrap
 from helpers import CLASSES, run_program
 from PIL import Image
+
+import predict
+from contact_sheet import Card, draw_sheet, font, shorten, wrap
 from safe_load import load_file
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from config import load_config_file
 from models import InternImage, build_model
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset import build_loader
 from image_folders import settings
 from PIL import Image
+
+from dataset import build_loader
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 from sklearn.datasets import load_digits

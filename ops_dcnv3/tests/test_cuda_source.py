@@ -80,3 +80,37 @@ def test_threads_that_take_several_items(kernels, group_channels, blocks):
         rtol=1e-9,
         atol=1e-9,
     )
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_nvcc_compiles_the_kernels(architecture, tmp_path):
+    """Every storage type, without warnings; the PyTorch side is compiled when it is installed."""
+    header = Path(__file__).parents[1] / "csrc" / "dcnv3_cuda_kernels.cuh"
+    lines = ["#include <cuda_bf16.h>", "#include <cuda_fp16.h>", f'#include "{header}"']
+    for kernel in ("forward", "backward"):
+        for scalar, acc in (
+            ("double", "double"),
+            ("float", "float"),
+            ("__half", "float"),
+            ("__nv_bfloat16", "float"),
+        ):
+            name = f"dcnv3::{kernel}_kernel<{scalar}, {acc}>"
+            lines.append(f"auto* {kernel}_{scalar} = &{name};")
+    source = tmp_path / "kernels.cu"
+    source.write_text("\n".join(lines) + "\n")
+    result = subprocess.run(
+        [
+            "nvcc",
+            "-std=c++17",
+            f"-arch={architecture}",
+            "-Werror",
+            "all-warnings",
+            "-cubin",
+            source,
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
