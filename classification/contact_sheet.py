@@ -127,10 +127,7 @@ def draw_sheet(cards: Sequence[Card], title: str, caption: Sequence[str]) -> Ima
         y = top + number // columns * (card_height + GAP)
         colour = {None: NEUTRAL, True: RIGHT, False: WRONG}[card.correct]
         draw.rounded_rectangle((left, y, left + CARD, y + card_height), 10, PAPER, BORDER)
-        draw.rounded_rectangle(
-            (left, y, left + CARD, y + 10), 10, colour, corners=(True, True, False, False)
-        )
-        draw.rectangle((left, y + 5, left + CARD, y + 10), PAPER)
+        draw.rectangle((left + 10, y, left + CARD - 10, y + 4), colour)
         left, y = left + PADDING, y + PADDING
         sheet.paste(thumbnail(card.path), (left, y))
         y += PICTURE + 8
@@ -150,10 +147,10 @@ def draw_sheet(cards: Sequence[Card], title: str, caption: Sequence[str]) -> Ima
 
 
 def _columns(count: int) -> int:
-    """Between 4 and 8 columns: at most one and a half times as wide as high, fewest gaps."""
+    """Between 4 and 8 columns: at most two and a half times as many as rows, fewest gaps."""
     if count <= 5:
         return max(1, count)
-    most = max(4, min(8, math.ceil(math.sqrt(count * 1.5))))
+    most = max(4, min(8, math.ceil(math.sqrt(count * 2.5))))
     return min(range(4, most + 1), key=lambda columns: (-count % columns, -columns))
 
 
