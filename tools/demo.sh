@@ -7,7 +7,7 @@ python=$(command -v "${1:-python}")
 case $python in /*) ;; *) python=$PWD/$python ;; esac
 
 digits=$PWD/data/digits
-output=$PWD/output
+output=$PWD/output/demo
 config=configs/toy/internimage_nano_digits.yaml
 run=$output/internimage_nano_digits
 
@@ -24,16 +24,19 @@ fi
 say "2. Train InternImage-nano (main.py)"
 "$python" main.py --cfg "$config" --data-path "$digits" --output "$output"
 
-say "3. Evaluate the best checkpoint (main.py --eval)"
+checkpoint=$(find "$run" -name 'ckpt_epoch_[0-9]*.pth' | sort -V | tail -n 1)
+say "3. Evaluate the last checkpoint (main.py --eval)"
 "$python" main.py --cfg "$config" --data-path "$digits" --output "$output/eval" --eval \
-  --resume "$run/ckpt_epoch_best.pth"
+  --resume "$checkpoint" 2>&1 | tee "$run/eval.txt"
 
-say "4. Predict some validation images (predict.py)"
+say "4. Predict one validation image of each digit (predict.py)"
 images=()
 for digit in 0 1 2 3 4 5 6 7 8 9; do
   images+=("$(find "$digits/val/$digit" -type f | sort | head -n 1)")
 done
-"$python" predict.py --cfg "$config" --resume "$run/ckpt_epoch_best.pth" --out "$run/predictions.png" \
-  "${images[@]}"
-say "Done. Checkpoints, log and TensorBoard files: $run"
-echo "Pictures with predictions: $run/predictions.png"
+"$python" predict.py --resume "$checkpoint" --out "$run/predictions.png" "${images[@]}"
+
+say "Done"
+echo "Run:      $run (checkpoints, log, TensorBoard files)"
+echo "Picture:  $run/predictions.png"
+grep -o "Accuracy of the network.*" "$run/eval.txt"
