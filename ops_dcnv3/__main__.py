@@ -22,7 +22,8 @@ def _report() -> None:
         print(f"  to compile: {INSTALL_HINT}")
     else:
         cuda = extension.cuda_architectures
-        print(f"compiled kernels: CPU, built with torch {extension.torch_version}")
+        threads = "multi-threaded" if extension.multi_threaded else "one thread"
+        print(f"compiled kernels: CPU ({threads}), built with torch {extension.torch_version}")
         print(f"CUDA kernels: {'for ' + cuda if cuda else 'none (OPS_DCNV3_CUDA=1 builds them)'}")
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()

@@ -107,8 +107,11 @@ def extension(torch, with_cuda: bool):
     macros = [("DCNV3_ABI_VERSION", str(ABI_VERSION))]
     arguments = {"cxx": ["-O3", "-g0", "-fvisibility=hidden"]}
     sources = ["csrc/module.cpp", "csrc/dcnv3_check.cpp", "csrc/dcnv3_cpu.cpp"]
-    if sys.platform == "win32":
-        arguments["cxx"] = ["/O2"]
+    if sys.platform == "linux":
+        # at::parallel_for is serial without it; the symbols come from the OpenMP that torch loads
+        arguments["cxx"].append("-fopenmp")
+    elif sys.platform == "win32":
+        arguments["cxx"] = ["/O2", "/openmp"]
     if with_cuda:
         sources.append("csrc/dcnv3_cuda.cu")
         arguments["nvcc"] = ["-O3", "--extended-lambda", "--expt-relaxed-constexpr"]

@@ -1,5 +1,6 @@
 // The Python module `DCNv3`: loading it adds the compiled kernels to torch.ops.ops_dcnv3, and its
 // two functions keep the names and the argument order of the original package.
+#include <ATen/Parallel.h>
 #include <torch/extension.h>
 
 #include "dcnv3_op.h"
@@ -17,11 +18,11 @@ using Backward = std::tuple<at::Tensor, at::Tensor, at::Tensor>(
     const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, int64_t,
     int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, double, bool);
 
-// The package defines the operator's schema; code that imports only `DCNv3` gets it here.
+// The package defines the operator's schema; code that imports only `DCNv3` gets it here. No static
+// variable around the import: its lock and Python's could wait for each other.
 template <typename Signature>
 c10::TypedOperatorHandle<Signature> op(const char* name) {
-  static const bool defined = (pybind11::module_::import("ops_dcnv3.functions"), true);
-  (void)defined;
+  pybind11::module_::import("ops_dcnv3.functions");
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
@@ -53,6 +54,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("abi_version") = DCNV3_ABI_VERSION;
   m.attr("torch_version") = TORCH_VERSION;
   m.attr("cuda_architectures") = DCNV3_CUDA_ARCHITECTURES;
+#if AT_PARALLEL_OPENMP && !defined(_OPENMP)
+  m.attr("multi_threaded") = false;  // at::parallel_for was compiled to a plain loop
+#else
+  m.attr("multi_threaded") = true;
+#endif
   m.def(
       "dcnv3_forward", &dcnv3_forward, py::arg("input"), py::arg("offset"), py::arg("mask"),
       py::arg("kernel_h"), py::arg("kernel_w"), py::arg("stride_h"), py::arg("stride_w"),

@@ -1,10 +1,13 @@
 """What must hold for any arguments: shapes, sizes, threads, excluded points, autograd."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from helpers import BACKENDS, device_of, geometry, random_arguments, with_gradients
 
-from ops_dcnv3.functions import dcnv3, dcnv3_reference
+from ops_dcnv3.functions import available_backends, dcnv3, dcnv3_reference
 from ops_dcnv3.functions.dcnv3_func import _call
 
 
@@ -100,6 +103,32 @@ def test_threads_do_not_change_a_bit(dtype, batch, group):
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(results[0][name], other[name]) for name in other)
+
+
+@pytest.mark.skipif(
+    "cpp" not in available_backends() or sys.platform != "linux",
+    reason="needs the C++ kernels and /proc",
+)
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_kernels_use_several_threads(direction):
+    """The kernel's first call starts the thread pool; nothing before it does."""
+    code = (
+        "import os, torch\n"
+        "from ops_dcnv3.functions import dcnv3\n"
+        "torch.set_num_threads(4)\n"
+        "args = torch.zeros(2, 9, 9, 8), torch.zeros(2, 9, 9, 36), torch.zeros(2, 9, 9, 18)\n"
+        "shape = (3, 3, 1, 1, 1, 1, 1, 1, 2, 4, 1.0, False)\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "if %r == 'forward':\n"
+        "    torch.ops.ops_dcnv3.dcnv3(*args, *shape)\n"
+        "else:\n"
+        "    torch.ops.ops_dcnv3.dcnv3_backward(args[0], *args, *shape)\n"
+        "print(len(os.listdir('/proc/self/task')) - before)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code % direction], cwd="/", capture_output=True, text=True
+    )
+    assert result.stdout.strip() == "3", result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
