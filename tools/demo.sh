@@ -11,7 +11,8 @@ output=$PWD/output/demo
 config=configs/toy/internimage_nano_digits.yaml
 run=$output/internimage_nano_digits
 
-say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+if [ -t 1 ]; then bold=$'\033[1m' plain=$'\033[0m'; else bold='' plain=''; fi
+say() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
 
 say "1. 1,797 handwritten digits as an ImageFolder: $digits"
 "$python" tools/toy_digits.py "$digits"
