@@ -1,9 +1,14 @@
 // Argument checks of the compiled operator.
+#include <algorithm>
+
 #include "dcnv3_op.h"
 
 namespace dcnv3 {
 
 namespace {
+
+// Keeps every product of two arguments, and so every size below, within 64 bits.
+constexpr int64_t kLargest = (1 << 30) - 1;
 
 int64_t out_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
   const int64_t room = in + 2 * pad - (dilation * (kernel - 1) + 1);
@@ -19,13 +24,17 @@ void check_sizes(const at::Tensor& tensor, const char* name, at::IntArrayRef exp
 
 Geometry check(
     const at::Tensor& input, const at::Tensor& offset, const at::Tensor& mask, DCNV3_ARGUMENTS) {
+  const auto [least, most] = std::minmax(
+      {kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, group, group_channels});
+  const auto [least_pad, most_pad] = std::minmax({pad_h, pad_w});
   TORCH_CHECK_VALUE(
-      kernel_h >= 1 && kernel_w >= 1 && stride_h >= 1 && stride_w >= 1 && pad_h >= 0 &&
-          pad_w >= 0 && dilation_h >= 1 && dilation_w >= 1 && group >= 1 && group_channels >= 1,
+      least >= 1 && least_pad >= 0 && std::max(most, most_pad) <= kLargest &&
+          kernel_h * kernel_w <= kLargest,
       "dcnv3: kernel, stride, dilation, group and group_channels must be at least 1 and padding "
-      "at least 0, got kernel ", kernel_h, "x", kernel_w, ", stride ", stride_h, "x", stride_w,
-      ", padding ", pad_h, "x", pad_w, ", dilation ", dilation_h, "x", dilation_w, ", group ",
-      group, ", group_channels ", group_channels);
+      "at least 0, and these and the kernel's area less than 2^30, got kernel ", kernel_h, "x",
+      kernel_w, ", stride ", stride_h, "x", stride_w, ", padding ", pad_h, "x", pad_w,
+      ", dilation ", dilation_h, "x", dilation_w, ", group ", group, ", group_channels ",
+      group_channels);
   TORCH_CHECK_VALUE(
       input.dim() == 4 && input.size(3) == group * group_channels,
       "dcnv3: input must be (N, H, W, ", group * group_channels, "), got ", input.sizes());

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import registration
 from .backends import choose_backend
 from .geometry import Geometry
 from .reference import dcnv3_reference
 
+_is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # torch >= 2.3
+
 
 def _pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:
     if isinstance(value, int):
         return value, value
-    if len(value) != 2 or not all(isinstance(item, int) for item in value):
+    is_pair = isinstance(value, (tuple, list)) and len(value) == 2
+    if not is_pair or not all(isinstance(item, int) for item in value):
         raise ValueError(f"dcnv3: {name} must be an int or a pair (height, width), got {value!r}")
     return value[0], value[1]
 
@@ -51,7 +55,8 @@ def dcnv3(
         offset_scale: multiplies the offsets and the dilated grid around its centre.
         remove_center: leave out the point (kernel_h // 2, kernel_w // 2).
         backend: 'cpp', 'cuda' or 'pytorch'; None takes the environment variable OPS_DCNV3_BACKEND
-            or else the fastest that is there.
+            or else the fastest that is there. Transforms of torch.func and forward-mode
+            differentiation take 'pytorch', the only one that supports them.
 
     Returns:
         (N, Ho, Wo, C), with Ho = (H + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 and
@@ -60,7 +65,8 @@ def dcnv3(
     Raises:
         ValueError: a wrong rank, size, geometry, device or backend name.
         TypeError: a dtype that is not floating point, or three different ones.
-        RuntimeError: the requested backend was not compiled here.
+        RuntimeError: the requested backend was not compiled here, or the argument `backend` asks
+            for a compiled one inside a transform of torch.func or forward-mode differentiation.
 
     Example:
         >>> x = torch.randn(1, 8, 8, 32)
@@ -69,8 +75,8 @@ def dcnv3(
         >>> dcnv3(x, offset, mask, group=2).shape
         torch.Size([1, 8, 8, 32])
     """
-    if group < 1:
-        raise ValueError(f"dcnv3: group must be at least 1, got {group}")
+    if not isinstance(group, int) or group < 1:
+        raise ValueError(f"dcnv3: group must be an int of at least 1, got {group!r}")
     if input.dim() == 4 and input.shape[-1] % group:
         raise ValueError(
             f"dcnv3: the channels of input must be a multiple of group={group}, "
@@ -89,13 +95,35 @@ def dcnv3(
     return _call(input, offset, mask, geometry, backend)
 
 
+def _is_transformed(*tensors: Tensor) -> bool:
+    """Whether torch.func or forward-mode differentiation follows one of the tensors.
+
+    Custom operators would lose the tangents of the latter without a word.
+    """
+    if _is_compiling():  # a graph sees neither
+        return False
+    return any(
+        torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        or forward_ad.unpack_dual(tensor).tangent is not None
+        for tensor in tensors
+    )
+
+
 def _call(
     input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry, backend: str | None
 ) -> Tensor:
     """Checks, then the operator (compiled kernels) or the reference (plain PyTorch)."""
     input, offset, mask = registration.cast_for_autocast(input, offset, mask)
     registration.check(input, offset, mask, geometry)
-    if choose_backend(input.device.type, backend) == "pytorch":
+    chosen = choose_backend(input.device.type, backend)
+    if chosen != "pytorch" and _is_transformed(input, offset, mask):
+        if backend is not None:
+            raise RuntimeError(
+                f"dcnv3: backend {backend!r} supports neither the transforms of torch.func (vmap, "
+                "grad, jvp, ...) nor forward-mode differentiation; pass backend='pytorch' or None"
+            )
+        chosen = "pytorch"
+    if chosen == "pytorch":
         return dcnv3_reference(input, offset, mask, geometry)
     return torch.ops.ops_dcnv3.dcnv3(input, offset, mask, *geometry)
 

@@ -44,7 +44,7 @@ def check(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry) -> No
 def _forward_any_device(input: Tensor, offset: Tensor, mask: Tensor, *arguments: Any) -> Tensor:
     geometry = Geometry(*arguments)
     check(input, offset, mask, geometry)
-    return dcnv3_reference(input, offset, mask, geometry)
+    return dcnv3_reference(input, offset, mask, geometry).contiguous()  # as the fake says
 
 
 def _backward_any_device(
@@ -52,7 +52,8 @@ def _backward_any_device(
 ) -> tuple[Tensor, Tensor, Tensor]:
     geometry = Geometry(*arguments)
     check(input, offset, mask, geometry)
-    return dcnv3_backward_reference(grad_output, input, offset, mask, geometry)
+    gradients = dcnv3_backward_reference(grad_output, input, offset, mask, geometry)
+    return tuple(gradient.contiguous() for gradient in gradients)
 
 
 library.impl("dcnv3", _forward_any_device, "CompositeExplicitAutograd")
@@ -96,14 +97,26 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-    gradients = torch.ops.ops_dcnv3.dcnv3_backward(grad_output, *ctx.saved_tensors, *ctx.arguments)
+    tensors = (grad_output, *ctx.saved_tensors)
+    if torch.is_grad_enabled():  # create_graph=True: autograd can differentiate the reference again
+        gradients = dcnv3_backward_reference(*tensors, Geometry(*ctx.arguments))
+    else:
+        gradients = torch.ops.ops_dcnv3.dcnv3_backward(*tensors, *ctx.arguments)
     return (*gradients, *([None] * len(ctx.arguments)))
+
+
+def _refuse_backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
+    raise RuntimeError(
+        "dcnv3_backward (called by itself) has no derivative; for second derivatives take "
+        "torch.autograd.grad(..., create_graph=True) of ops_dcnv3.functions.dcnv3"
+    )
 
 
 if hasattr(torch.library, "register_autograd"):  # torch >= 2.4
     torch.library.register_autograd(
         "ops_dcnv3::dcnv3", _backward, setup_context=_setup_context, lib=library
     )
+    torch.library.register_autograd("ops_dcnv3::dcnv3_backward", _refuse_backward, lib=library)
 else:
 
     class _Autograd(torch.autograd.Function):
@@ -137,14 +150,18 @@ def autocast_dtype(device_type: str) -> torch.dtype | None:
 
 
 def cast_for_autocast(input: Tensor, offset: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Under autocast, all three tensors in the autocast dtype (float64 is left alone).
+    """Under autocast, all three tensors in the autocast dtype (float64 is left alone; integers are
+    for the checks to refuse).
 
     The operator is bound by memory traffic and accumulates in float32 whatever the storage, so it
     belongs with the operators that run in the lower precision.
     """
     dtype = autocast_dtype(input.device.type)
-    if dtype is None or torch.float64 in (input.dtype, offset.dtype, mask.dtype):
-        return input, offset, mask
+    tensors = (input, offset, mask)
+    if dtype is None or any(
+        tensor.dtype == torch.float64 or not tensor.is_floating_point() for tensor in tensors
+    ):
+        return tensors
     return input.to(dtype), offset.to(dtype), mask.to(dtype)
 
 

@@ -4,7 +4,13 @@ import pytest
 import torch
 from helpers import BACKENDS, device_of, geometry, random_arguments
 
-from ops_dcnv3.functions import DCNv3Function, choose_backend, dcnv3, dcnv3_core_pytorch
+from ops_dcnv3.functions import (
+    DCNv3Function,
+    available_backends,
+    choose_backend,
+    dcnv3,
+    dcnv3_core_pytorch,
+)
 from ops_dcnv3.functions.dcnv3_func import _call
 from ops_dcnv3.modules import DCNv3, DCNv3_pytorch
 
@@ -82,6 +88,36 @@ def test_wrong_geometry(changes, message):
         torch.ops.ops_dcnv3.dcnv3(*arguments(), *geometry(**changes))
 
 
+@pytest.mark.skipif("cpp" not in available_backends(), reason="needs the C++ kernels")
+@pytest.mark.parametrize(
+    "channels, points, changes",
+    [
+        (2, 0, {"kernel_h": 2**32, "kernel_w": 2**32, "pad_h": 2**31, "pad_w": 2**31}),
+        (0, 0, {"group": 2**32, "group_channels": 2**32}),
+        (8, 18, {"pad_h": 2**63 - 1, "stride_h": 2**62}),
+    ],
+    ids=["points", "channels", "output size"],
+)
+def test_sizes_that_wrap_around_64_bits_are_refused(channels, points, changes):
+    """Each of these products is small modulo 2^64, and the loops over its factors are not."""
+    sizes = [tensor(1, 4, 4, last) for last in (channels, 2 * points, points)]
+    shape = geometry(**{"group": 1, "group_channels": 2, **changes})
+    with pytest.raises(ValueError, match=r"less than 2\^30, got kernel"):
+        torch.ops.ops_dcnv3.dcnv3(*sizes, *shape)
+
+
+def test_integers_are_refused_under_autocast_too():
+    """Autocast converts floating-point tensors; an integer tensor is still a mistake."""
+    x, offset, mask = (t.float() for t in arguments())
+    with torch.autocast("cpu", torch.bfloat16):
+        for call in (
+            lambda *t: dcnv3(*t, group=2),
+            lambda *t: torch.ops.ops_dcnv3.dcnv3(*t, *geometry()),
+        ):
+            with pytest.raises(TypeError, match="int64|Long"):
+                call(x.long(), offset, mask)
+
+
 def test_remove_center_has_fewer_points():
     with pytest.raises(ValueError, match=r"offset must be .*\(2, 7, 6, 32\).*P = .* = 8"):
         dcnv3(*arguments(), group=2, remove_center=True)
@@ -90,13 +126,16 @@ def test_remove_center_has_fewer_points():
 def test_channels_not_divisible_by_group():
     with pytest.raises(ValueError, match=r"multiple of group=3, got shape \(2, 7, 6, 8\)"):
         dcnv3(*arguments(), group=3)
-    with pytest.raises(ValueError, match="group must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="group must be an int of at least 1, got 0"):
         dcnv3(*arguments(), group=0)
+    with pytest.raises(ValueError, match=r"group must be an int of at least 1, got 2\.0"):
+        dcnv3(*arguments(), group=2.0)
 
 
-def test_pairs_must_be_pairs():
-    with pytest.raises(ValueError, match=r"stride must be an int or a pair.*\(1, 1, 1\)"):
-        dcnv3(*arguments(), group=2, stride=(1, 1, 1))
+@pytest.mark.parametrize("stride", [(1, 1, 1), 1.0, (1, 0.5)])
+def test_pairs_must_be_pairs(stride):
+    with pytest.raises(ValueError, match="stride must be an int or a pair.*got .*1"):
+        dcnv3(*arguments(), group=2, stride=stride)
 
 
 def test_backend_choice(monkeypatch):

@@ -126,3 +126,68 @@ def test_any_device_kernel_is_the_reference():
     torch.testing.assert_close(output, dcnv3_reference(*arguments, geometry()))
     with pytest.raises(ValueError, match="mask must be"):
         registration._forward_any_device(*arguments[:2], arguments[2][:1], *geometry())
+
+
+@since_2_4
+@pytest.mark.parametrize("changes", [{"group_channels": 1}, {"kernel_h": 1, "kernel_w": 1}])
+def test_any_device_kernel_has_the_strides_of_its_fake(changes):
+    """Compiled code relies on them."""
+    from ops_dcnv3.functions import registration
+
+    shape = geometry(pad_h=0, pad_w=0, **changes)
+    arguments = random_arguments(shape)
+    output = registration._forward_any_device(*arguments, *shape)
+    gradients = registration._backward_any_device(output, *arguments, *shape)
+    assert all(tensor.is_contiguous() for tensor in (output, *gradients))
+
+
+# --- derivatives beyond one backward pass ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_second_derivatives(backend):
+    shape = geometry(group_channels=2, offset_scale=0.7)
+    arguments = [
+        tensor.to(device_of(backend)).requires_grad_()
+        for tensor in random_arguments(shape, 1, 2, 3)
+    ]
+    assert torch.autograd.gradgradcheck(lambda *t: _call(*t, shape, backend), arguments)
+
+
+@since_2_4
+def test_the_bare_backward_operator_refuses_a_second_derivative():
+    arguments = [tensor.requires_grad_() for tensor in random_arguments(geometry())]
+    cotangent = torch.randn(2, 7, 6, 8, dtype=torch.float64)
+    gradients = torch.ops.ops_dcnv3.dcnv3_backward(cotangent, *arguments, *geometry())
+    with pytest.raises(RuntimeError, match="has no derivative.*create_graph=True"):
+        gradients[0].sum().backward()
+
+
+@since_2_4
+def test_torch_func_transforms():
+    """They run in plain PyTorch; a compiled backend that is asked for by name refuses."""
+    x, offset, mask = random_arguments(geometry())
+
+    def run(x, backend=None):
+        return dcnv3(x, offset, mask, group=2, backend=backend)
+
+    def loss(x):
+        return run(x).square().sum()
+
+    output, tangent = torch.func.jvp(run, (x,), (x,))
+    torch.testing.assert_close(tangent, output)  # linear in x
+    leaf = x.clone().requires_grad_()
+    torch.testing.assert_close(torch.func.grad(loss)(x), torch.autograd.grad(loss(leaf), leaf)[0])
+    both = torch.func.vmap(run)(torch.stack([x, 2 * x]))
+    torch.testing.assert_close(both, torch.stack([output, 2 * output]))
+    if choose_backend("cpu") == "cpp":
+        with pytest.raises(RuntimeError, match="'cpp' supports neither the transforms"):
+            torch.func.grad(lambda x: run(x, "cpp").sum())(x)
+
+
+def test_forward_mode_keeps_the_tangent():
+    x, offset, mask = random_arguments(geometry())
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, x)
+        output = torch.autograd.forward_ad.unpack_dual(dcnv3(dual, offset, mask, group=2))
+        torch.testing.assert_close(output.tangent, output.primal)
