@@ -32,7 +32,10 @@ def _report() -> None:
         print("GPU: none visible")
     print(f"backends: {', '.join(available_backends())} (force one with {ENVIRONMENT_VARIABLE})")
     for device in ("cpu", "cuda"):
-        print(f"  {device} tensors use {choose_backend(device)}")
+        try:
+            print(f"  {device} tensors use {choose_backend(device)}")
+        except (RuntimeError, ValueError) as error:  # what ENVIRONMENT_VARIABLE asks for
+            print(f"  {device} tensors cannot be used: {error}")
 
 
 def _self_test(device: str) -> bool:
@@ -55,7 +58,8 @@ def _self_test(device: str) -> bool:
     expected = evaluate(list(tensors), lambda *t: dcnv3_reference(*t, geometry))
     single = [tensor.to(device, torch.float32) for tensor in tensors]
     actual = evaluate(single, lambda *t: dcnv3(*t, group=2))
-    error = max((a.cpu().double() - e).abs().max().item() for a, e in zip(actual, expected))
+    errors = [(a.cpu().double() - e).abs().max() for a, e in zip(actual, expected)]
+    error = torch.stack(errors).max().item()  # NaN if any of them is
     passed = error <= TOLERANCE
     print(
         f"self-test on {device} ({choose_backend(device)}): {'passed' if passed else 'FAILED'}, "
@@ -64,11 +68,20 @@ def _self_test(device: str) -> bool:
     return passed
 
 
+def _self_test_or_reason(device: str) -> bool:
+    """`_self_test`; False, with the reason on the screen, where the operator raises."""
+    try:
+        return _self_test(device)
+    except (RuntimeError, ValueError) as error:  # no such backend, a failed launch
+        print(f"self-test on {device}: FAILED, {error}")
+        return False
+
+
 def main() -> int:
     """Prints the report; the exit code is 1 if a self-test fails."""
     _report()
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    return 0 if all([_self_test(device) for device in devices]) else 1
+    return 0 if all([_self_test_or_reason(device) for device in devices]) else 1
 
 
 if __name__ == "__main__":

@@ -159,6 +159,9 @@ class BuildPython(build_py):
     """The Python part, with the stand-in when it is known beforehand that nothing compiles."""
 
     def run(self) -> None:
+        # pip builds in the source folder, and everything found in here would be installed: not what
+        # an earlier build left, such as a compiled module when nothing compiles now.
+        shutil.rmtree(self.build_lib, ignore_errors=True)
         super().run()
         if REASON:
             install_stand_in(self.build_lib, REASON)

@@ -42,7 +42,10 @@ def _load_extension() -> tuple[ModuleType | None, str]:
         return None, f"the compiled module DCNv3 does not load with torch {torch.__version__} " + (
             f"({first_line})"
         )
-    if not getattr(module, "compiled", False):
+    if not hasattr(module, "compiled"):  # the original package's, or a folder of that name
+        where = getattr(module, "__file__", None) or list(module.__path__)
+        return None, f"the module DCNv3 that Python finds is another package's ({where})"
+    if not module.compiled:
         return None, module.reason
     if module.abi_version != ABI_VERSION:
         return None, (

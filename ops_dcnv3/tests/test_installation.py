@@ -4,10 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from ops_dcnv3.functions import available_backends
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = PACKAGE.parent
@@ -27,8 +31,6 @@ def python(*arguments, cwd, **environment):
 @pytest.mark.parametrize("folder", [ROOT, ROOT / "classification", Path("/")], ids=str)
 def test_the_compiled_part_is_found_from_every_folder(folder):
     """In the repository's root the source folder shadows the installed package."""
-    from ops_dcnv3.functions import available_backends
-
     result = python(
         "-c",
         "from ops_dcnv3.functions import available_backends; print(available_backends())",
@@ -43,6 +45,45 @@ def test_report():
     assert result.returncode == 0, result.stdout + result.stderr
     assert "cpu tensors use" in result.stdout and "self-test on cpu" in result.stdout
     assert "passed" in result.stdout
+
+
+@pytest.mark.parametrize("wrong", ["grad_input * 1.001", "grad_input * float('nan')"])
+def test_report_fails_when_a_kernel_is_wrong(wrong):
+    code = (
+        "import sys, torch\n"
+        "from ops_dcnv3 import __main__ as report\n"
+        "class Wrong(torch.autograd.Function):\n"
+        "    forward = staticmethod(lambda ctx, mask: mask.clone())\n"
+        f"    backward = staticmethod(lambda ctx, grad_input: {wrong})\n"
+        "right = report.dcnv3\n"
+        "report.dcnv3 = lambda x, o, mask, **kw: right(x, o, Wrong.apply(mask), **kw)\n"
+        "sys.exit(report.main())"
+    )
+    result = python("-c", code, cwd="/")
+    assert result.returncode == 1 and "FAILED" in result.stdout, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("cuda", "backend 'cuda' runs on cuda tensors, got a cpu tensor"),
+        ("fast", "unknown backend 'fast'; choose one of cpp, cuda, pytorch"),
+    ],
+)
+def test_report_with_a_backend_that_cannot_run(name, message):
+    result = python("-m", "ops_dcnv3", cwd="/", OPS_DCNV3_BACKEND=name)
+    assert result.returncode == 1
+    assert f"self-test on cpu: FAILED, dcnv3: {message}" in result.stdout, result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_report_with_a_backend_for_one_device():
+    """Kernels for the CPU only are no reason to fail where there is no GPU."""
+    if "cpp" not in available_backends():
+        pytest.skip("needs the C++ kernels")
+    result = python("-m", "ops_dcnv3", cwd="/", OPS_DCNV3_BACKEND="cpp", CUDA_VISIBLE_DEVICES="")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "cuda tensors cannot be used: dcnv3: backend 'cpp' runs on cpu" in result.stdout
 
 
 def test_importing_prints_nothing():
@@ -66,12 +107,37 @@ def wheel_without_compiler(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "ops_dcnv3"
     shutil.copytree(PACKAGE, source, ignore=shutil.ignore_patterns("build", "tests", "*.egg-info"))
+    left = source / "build" / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+    for folder_left in (left, source / "build" / "lib"):  # of builds with and without a compiler
+        (folder_left / "ops_dcnv3").mkdir(parents=True)
+        (folder_left / "DCNv3.cpython-stale.so").touch()
+        (folder_left / "ops_dcnv3" / "setup.py").touch()
     result = python(
         "-m", "pip", "wheel", "-v", "--no-build-isolation", "--no-deps", "-w", str(folder), ".",
         cwd=source, CXX="no-such-compiler",
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     return next(folder.glob("*.whl")), result.stdout + result.stderr
+
+
+def test_no_compiler_and_what_earlier_builds_left(wheel_without_compiler):
+    with zipfile.ZipFile(wheel_without_compiler[0]) as wheel:
+        names = wheel.namelist()
+    assert "DCNv3.py" in names and "ops_dcnv3/functions/reference.py" in names
+    assert not [name for name in names if "DCNv3.cpython" in name or "setup.py" in name]
+
+
+def test_source_distribution_is_complete(tmp_path):
+    """Everything that a build reads: headers, and the stand-in's text."""
+    code = f"import setuptools.build_meta as m; print(m.build_sdist({str(tmp_path)!r}))"
+    source = tmp_path / "ops_dcnv3"
+    shutil.copytree(PACKAGE, source, ignore=shutil.ignore_patterns("build", "tests", "*.egg-info"))
+    result = python("-c", code, cwd=source, OPS_DCNV3_CUDA="0")
+    assert result.returncode == 0, result.stdout + result.stderr
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        names = {name.split("/", 1)[-1] for name in archive.getnames()}
+    wanted = [*source.glob("csrc/*"), *source.glob("compat/*.py"), source / "README.md"]
+    assert {str(path.relative_to(source)) for path in wanted} <= names
 
 
 def test_no_compiler_installs_and_says_so(wheel_without_compiler, tmp_path):
@@ -127,3 +193,21 @@ def test_a_module_for_another_torch_is_refused(tmp_path):
     code = "from ops_dcnv3.functions import backends as b; print(b.unavailable_reason)"
     result = python("-c", code, cwd="/", PYTHONPATH=str(tmp_path))
     assert "was built with torch 1.0.0" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize(
+    "attribute",
+    ["__file__ = '/elsewhere/DCNv3.so'", "__path__ = ['/elsewhere/DCNv3']"],
+    ids=["module", "folder"],
+)
+def test_another_module_of_that_name_is_no_obstacle(attribute):
+    """The original package's extension has the same name; so may a folder on the path."""
+    code = (
+        "import sys, types\n"
+        "sys.modules['DCNv3'] = module = types.ModuleType('DCNv3')\n"
+        f"module.{attribute}\n"
+        "from ops_dcnv3.functions import backends as b; print(b.unavailable_reason)"
+    )
+    result = python("-c", code, cwd="/")
+    assert "is another package's" in result.stdout, result.stderr
+    assert "/elsewhere/DCNv3" in result.stdout

@@ -129,12 +129,11 @@ def test_any_device_kernel_is_the_reference():
 
 
 @since_2_4
-@pytest.mark.parametrize("changes", [{"group_channels": 1}, {"kernel_h": 1, "kernel_w": 1}])
-def test_any_device_kernel_has_the_strides_of_its_fake(changes):
+def test_any_device_kernel_has_the_strides_of_its_fake():
     """Compiled code relies on them."""
     from ops_dcnv3.functions import registration
 
-    shape = geometry(pad_h=0, pad_w=0, **changes)
+    shape = geometry(group_channels=1)
     arguments = random_arguments(shape)
     output = registration._forward_any_device(*arguments, *shape)
     gradients = registration._backward_any_device(output, *arguments, *shape)
