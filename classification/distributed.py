@@ -315,6 +315,16 @@ def main_process_first() -> Iterator[bool]:
             barrier()
 
 
+def is_lost_peer(error: Exception) -> bool:
+    """Whether a collective operation failed because another process had ended (gloo, nccl)."""
+    if get_world_size() == 1:
+        return False
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(
+        sign in text for sign in ("closed by peer", "reset by peer", "remote process exited")
+    )
+
+
 def cleanup() -> None:
     """Leave the process group."""
     if is_initialized():

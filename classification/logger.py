@@ -21,18 +21,26 @@ _COLOURS = {logging.WARNING: "\033[33m", logging.ERROR: "\033[31m", logging.CRIT
 _RESET = "\033[0m"
 _FORMAT = "[%(asctime)s {name}] (%(filename)s %(lineno)d): %(levelname)s %(message)s"
 FILE_ONLY = {"file_only": True}
+EVERY_RANK = {"every_rank": True}  # shown on the console by all ranks, not by rank 0 alone
 
 
 class _ConsoleHandler(logging.Handler):
-    """Writes to a stream through tqdm, so that a progress bar stays in one piece."""
+    """Writes to a stream through tqdm, so that a progress bar stays in one piece.
 
-    def __init__(self, stream: TextIO, colour: bool) -> None:
-        super().__init__()
+    Of ranks other than 0 it shows errors and what is marked with EVERY_RANK.
+    """
+
+    def __init__(self, stream: TextIO, colour: bool, rank: int) -> None:
+        super().__init__(logging.INFO)
         self.stream = stream
         self.colour = colour
+        self.rank = rank
 
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "file_only", False):
+            return
+        of_all = record.levelno >= logging.ERROR or getattr(record, "every_rank", False)
+        if self.rank != 0 and not of_all:
             return
         try:
             text = self.format(record)
@@ -45,7 +53,8 @@ class _ConsoleHandler(logging.Handler):
 
 
 def setup_logging(output: str | Path | None, name: str, rank: int = 0) -> logging.Logger:
-    """Send all log records of the program to the console (rank 0) and to a file (each rank).
+    """Send the log records of the program to the console (all of rank 0's, and the errors of the
+    other ranks) and to a file (each rank).
 
     Args:
         output: folder for ``log_rank{rank}.txt``, which is appended to; None for no file.
@@ -54,20 +63,26 @@ def setup_logging(output: str | Path | None, name: str, rank: int = 0) -> loggin
 
     Returns:
         The root logger. Handlers of an earlier call are closed and replaced.
+
+    Raises:
+        OSError: the folder or the file cannot be written.
     """
     close_logging()
     root = logging.getLogger()
-    handlers: list[logging.Handler] = []
-    if rank == 0:
-        colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        console = _ConsoleHandler(sys.stdout, colour)
-        console.setLevel(logging.INFO)
-        handlers.append(console)
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    handlers: list[logging.Handler] = [_ConsoleHandler(sys.stdout, colour, rank)]
     if output is not None:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(Path(output) / f"log_rank{rank}.txt", mode="a"))
+        try:
+            Path(output).mkdir(parents=True, exist_ok=True)
+            handlers.append(logging.FileHandler(Path(output) / f"log_rank{rank}.txt", mode="a"))
+        except OSError as error:
+            raise OSError(
+                f"the output folder {output} cannot be written ({error.strerror}): choose another "
+                "with --output"
+            ) from error
+    name = name.replace("%", "%%") + (f" rank {rank}" if rank else "")
     for handler in handlers:
-        handler.setFormatter(logging.Formatter(_FORMAT.format(name=name.replace("%", "%%")),
+        handler.setFormatter(logging.Formatter(_FORMAT.format(name=name),
                                                datefmt="%Y-%m-%d %H:%M:%S"))  # fmt: skip
         handler.level_before = root.level
         root.addHandler(handler)

@@ -57,7 +57,7 @@ USER_ERRORS = (
     DataError,
     NonFiniteError,
     distributed.DistributedSetupError,
-    FileNotFoundError,
+    OSError,
     ValueError,
 )
 
@@ -351,10 +351,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         info = distributed.init_distributed(config.DEVICE, args.local_rank)
         setup_logging(config.OUTPUT, config.MODEL.NAME, info.rank)
         run_config(config, info)
-    except USER_ERRORS as error:
+        distributed.barrier()  # no process leaves while another still talks to it
+    except (*USER_ERRORS, RuntimeError) as error:
+        lost = distributed.is_lost_peer(error)
+        if not (lost or isinstance(error, USER_ERRORS)):
+            raise
         if not logging.getLogger().handlers:
             logging.basicConfig(format="%(levelname)s %(message)s")
-        logger.error("%s", error)
+        if lost:
+            logger.error("another process ended; its own message, or its log_rank*.txt, says why")
+        else:
+            logger.error("%s", error)
         logger.debug("%s", traceback.format_exc())
         return 1
     except KeyboardInterrupt:

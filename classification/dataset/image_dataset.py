@@ -12,6 +12,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from logger import EVERY_RANK
+
 from .errors import CorruptDataError
 from .rng import keyed_rng
 from .samples import Samples
@@ -123,7 +125,10 @@ class ImageDataset(Dataset):
         path, count = self.samples.paths[index], self.corrupt_count
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
         instead = "the next image takes its place" if self.train else "it is left out"
-        logger.warning("cannot read image %s (%s); %s; %d so far", path, reason, instead, count)
+        logger.warning(
+            "cannot read image %s (%s); %s; %d so far", path, reason, instead, count,
+            extra=EVERY_RANK,
+        )  # fmt: skip
         if count > self.max_corrupt:
             raise CorruptDataError(
                 f"{count} images cannot be read, more than DATA.MAX_CORRUPT {self.max_corrupt}; "

@@ -55,6 +55,16 @@ def test_file_per_rank_is_appended_to(tmp_path, capfd):
     assert " nano] (test_logger.py " in printed and "\033[" not in printed
 
 
+def test_errors_and_marked_lines_of_other_ranks_reach_the_console(tmp_path, capfd):
+    log.setup_logging(tmp_path, "nano", 3)
+    logging.getLogger("x").warning("the same on every rank")
+    logging.getLogger("x").warning("this rank's image", extra=log.EVERY_RANK)
+    logging.getLogger("x").error("stopped")
+    printed = capfd.readouterr().out
+    assert "nano rank 3]" in printed and "stopped" in printed and "this rank's image" in printed
+    assert "the same" not in printed and "the same" in (tmp_path / "log_rank3.txt").read_text()
+
+
 def test_colours_only_on_a_terminal(tmp_path, monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     terminal = Terminal()

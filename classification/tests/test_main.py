@@ -357,6 +357,9 @@ def test_errors_and_exit_codes(nano_yaml, tmp_path, capfd, caplog):
     assert "nowhere.pth does not exist" in capfd.readouterr().out
     assert run(nano_yaml, tmp_path, "--data-path", tmp_path / "none") == 1
     assert run(nano_yaml, tmp_path, "--device", "cuda:99") == 1
+    (tmp_path / "file").touch()
+    assert run(nano_yaml, tmp_path / "file") == 1
+    assert "choose another with --output" in caplog.text
 
 
 def test_program_in_a_process_of_its_own(nano_yaml, tmp_path):
@@ -416,6 +419,18 @@ def test_all_ranks_stop_on_nan(nano_yaml, tmp_path):
     for rank in (0, 1):
         text = (tmp_path / "nano" / f"log_rank{rank}.txt").read_text()
         assert "rank 1: loss nan, the first module" in text and "levels.3.blocks.0.mlp.fc2" in text
+
+
+def test_an_error_on_one_rank_is_shown_and_stops_all(trained, nano_yaml, tmp_path, colours):
+    """Rank 1 alone meets the unreadable image, which the run does not tolerate."""
+    shutil.copytree(colours, tmp_path / "data")
+    (tmp_path / "data" / "val" / "blue" / "001.png").write_bytes(b"no image")
+    flags = ["--cfg", nano_yaml, "--output", tmp_path, "--data-path", tmp_path / "data", "--eval"]
+    source = trained / "ckpt_epoch_best.pth"
+    done = torchrun(*flags, "--resume", source, "--opts", "DATA.MAX_CORRUPT", "0")
+    assert done.returncode != 0
+    assert "nano rank 1]" in done.stdout and "1 images cannot be read" in done.stdout
+    assert "another process ended" in done.stdout and "[rank0]: Traceback" not in done.stderr
 
 
 def test_ddp_gradients_are_those_of_one_process(nano_yaml, tmp_path, colours):
