@@ -28,7 +28,7 @@ import torch
 import yaml
 from yacs.config import CfgNode
 
-from config_defaults import CHOICES, DEFAULTS, POSITIVE
+from config_defaults import AT_LEAST, CHOICES, DEFAULTS, IN_0_1, LENGTHS
 from config_values import FLAT_DEFAULTS, SECTIONS, ConfigError, coerce, flatten, nearest
 
 _EXPLICIT = "_explicit_keys"  # attribute of the root node: keys typed by the user (--opts, flags)
@@ -215,10 +215,18 @@ def _validate(config: CfgNode) -> None:
             names = ", ".join(repr(a) for a in allowed)
             hint = nearest(str(value), allowed)
             raise ConfigError(f"{key} is {value!r}, which does not exist{hint} (one of: {names})")
-    for key in POSITIVE:
+    for key, least in AT_LEAST.items():
         value = get_value(config, key)
-        if value < 1:
-            raise ConfigError(f"{key} must be at least 1, got {value}")
+        if value < least:
+            raise ConfigError(f"{key} must be at least {least}, got {value}")
+    for key in IN_0_1:
+        value = get_value(config, key)
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{key} must lie between 0 and 1, got {value}")
+    for key, length in LENGTHS.items():
+        value = get_value(config, key)
+        if len(value) != length:
+            raise ConfigError(f"{key} needs {length} entries, got {value}")
     device = config.DEVICE
     if device not in ("auto", "cpu", "cuda") and not device.removeprefix("cuda:").isdigit():
         raise ConfigError(f"DEVICE is {device!r}; one of: auto, cpu, cuda, cuda:N")
@@ -299,8 +307,12 @@ def config_to_dict(config: CfgNode) -> dict[str, Any]:
     }
 
 
-def config_from_dict(tree: dict[str, Any]) -> CfgNode:
+def config_from_dict(tree: dict[str, Any], opts: Sequence[str] = ()) -> CfgNode:
     """The inverse of `config_to_dict`, frozen; keys that are absent take their defaults.
+
+    Args:
+        tree: nested plain dicts.
+        opts: flat list of pairs that override them, as after ``--opts``.
 
     Raises:
         ConfigError: a key that does not exist, or a value of the wrong type.
@@ -308,7 +320,7 @@ def config_from_dict(tree: dict[str, Any]) -> CfgNode:
     config = default_config()
     for key, value in flatten(tree).items():
         _set(config, key, value, "configuration of the checkpoint")
-    return _finish(config, None, ())
+    return _finish(config, None, _merge_opts(config, opts))
 
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "none": None}

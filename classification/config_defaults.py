@@ -154,15 +154,41 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "AMP_TYPE": ("float16", "bfloat16", "none"),
 }
 
-# Keys that count something.
-POSITIVE = (
-    "DATA.BATCH_SIZE",
-    "DATA.IMG_SIZE",
-    "MODEL.NUM_CLASSES",
-    "MODEL.INTERN_IMAGE.CHANNELS",
-    "TRAIN.EPOCHS",
-    "SAVE_FREQ",
-    "SAVE_CKPT_NUM",
-    "PRINT_FREQ",
-    "EVAL_FREQ",
+# Least value of keys that count something.
+AT_LEAST: dict[str, int] = {
+    "DATA.BATCH_SIZE": 1,
+    "DATA.IMG_SIZE": 1,
+    "DATA.NUM_WORKERS": 0,
+    "DATA.MAX_CORRUPT": 0,
+    "MODEL.NUM_CLASSES": 1,
+    "MODEL.INTERN_IMAGE.CHANNELS": 1,
+    "TRAIN.START_EPOCH": 0,
+    "TRAIN.EPOCHS": 1,
+    "TRAIN.WARMUP_EPOCHS": 0,
+    "TRAIN.ACCUMULATION_STEPS": 0,
+    "TRAIN.LR_SCHEDULER.DECAY_EPOCHS": 1,
+    "TEST.BATCH_SIZE": 0,
+    "SAVE_FREQ": 1,
+    "SAVE_CKPT_NUM": 1,
+    "PRINT_FREQ": 1,
+    "EVAL_FREQ": 1,
+}
+
+# Probabilities and shares.
+IN_0_1 = (
+    "MODEL.LABEL_SMOOTHING",
+    "TRAIN.EMA.DECAY",
+    "AUG.REPROB",
+    "AUG.MIXUP_PROB",
+    "AUG.MIXUP_SWITCH_PROB",
+    "AUG.HFLIP",
 )
+
+# Number of entries of lists that have a fixed one.
+LENGTHS: dict[str, int] = {
+    "TRAIN.OPTIMIZER.BETAS": 2,
+    "AUG.MEAN": 3,
+    "AUG.STD": 3,
+    "AUG.SCALE": 2,
+    "AUG.RATIO": 2,
+}
