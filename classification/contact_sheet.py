@@ -9,6 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from dataset.decode import decode_image
+
 CARD, PADDING, GAP, MARGIN = 232, 12, 16, 28
 PICTURE = CARD - 2 * PADDING
 SHEET, PAPER, BORDER = "#f3f4f6", "#ffffff", "#e1e4e8"
@@ -83,8 +85,7 @@ def shorten(text: str, face: ImageFont.ImageFont, width: float) -> str:
 def thumbnail(path: Path) -> Image.Image:
     """The image in a PICTURE x PICTURE square, whole and centred; small ones are enlarged."""
     square = Image.new("RGB", (PICTURE, PICTURE), TRACK)
-    with Image.open(path) as image:
-        picture = image.convert("RGB")
+    picture = decode_image(path)
     scale = PICTURE / max(picture.size)
     size = tuple(max(1, round(side * scale)) for side in picture.size)
     method = Image.Resampling.NEAREST if scale >= 3 else Image.Resampling.LANCZOS

@@ -33,6 +33,7 @@ import weights
 from cli import ArgumentParser
 from config import ConfigError, config_from_dict, default_config, load_config_file
 from dataset.class_names import names_for, wordnet_ids
+from dataset.decode import DECODE_ERRORS, decode_image
 from dataset.transforms import build_transform
 from models import build_model
 
@@ -84,6 +85,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("inputs", nargs="+", metavar="INPUT", help="image, folder or glob pattern")
     add("--cfg", metavar="FILE", help="YAML experiment file (default: the one in the checkpoint)")
     add("--resume", required=True, metavar="CKPT", help="checkpoint: path or https:// address")
+    add("--ema", action="store_true", help="use the checkpoint's moving average of the weights")
     add("--topk", type=int, default=5, help="classes to print for each image (default: 5)")
     add("--device", default="auto", help="auto | cpu | cuda | cuda:N")
     add("--out", metavar="PNG", help="write a contact sheet")
@@ -98,6 +100,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(
                 f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}"
             )
+    if args.out and Path(args.out).suffix.lower() not in Image.registered_extensions():
+        parser.error(f"--out {args.out} does not end like a picture, such as sheet.png")
     return args
 
 
@@ -132,16 +136,7 @@ def _checkpoint_config(checkpoint: dict[str, Any], opts: Sequence[str], source: 
     saved = checkpoint.get("config")
     if not isinstance(saved, dict):
         raise ConfigError(f"{source} carries no configuration: give the YAML with --cfg FILE")
-    tree = _known_only(saved, default_config())
-    if len(opts) % 2:
-        raise ConfigError(f"--opts needs KEY VALUE pairs, got {len(opts)} words")
-    for key, value in zip(opts[0::2], opts[1::2], strict=True):
-        *parents, leaf = key.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return config_from_dict(tree)
+    return config_from_dict(_known_only(saved, default_config()), opts)
 
 
 def _known_only(tree: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
@@ -162,6 +157,10 @@ def load_classifier(args: argparse.Namespace) -> tuple[Classifier, str]:
     """
     path = safe_load.fetch(args.resume)
     checkpoint = safe_load.load_file(path)
+    if args.ema:
+        if not checkpoint.get("model_ema"):
+            raise safe_load.CheckpointError(f"{path} has no moving average: leave --ema out")
+        checkpoint["model"] = checkpoint["model_ema"]
     opts = args.opts or []
     if args.cfg:
         config = load_config_file(args.cfg, opts)
@@ -180,7 +179,7 @@ def load_classifier(args: argparse.Namespace) -> tuple[Classifier, str]:
     names = checkpoint.get("class_names")
     labels: dict[str, int] = {}
     if not (isinstance(names, list) and len(names) == classes):
-        names = names_for(classes)
+        names = names_for(config)
         if names is not None:
             labels = {wnid: index for index, wnid in enumerate(wordnet_ids(classes))}
     elif classes in (weights.CLASSES_1K, weights.CLASSES_22K) and names == names_for(classes):
@@ -198,10 +197,9 @@ def _batches(
     kept: list[Path] = []
     for path in paths:
         try:
-            with Image.open(path) as image:
-                images.append(transform(image.convert("RGB")))
+            images.append(transform(decode_image(path)))
             kept.append(path)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except DECODE_ERRORS as error:
             bad.append(f"{path}: {error}")
             logger.warning("skipping unreadable image %s: %s", path, error)
         if len(kept) == size:
@@ -267,7 +265,7 @@ def _cards(classifier: Classifier, predictions: Sequence[Prediction]) -> list[co
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predict, print and write; returns the exit code."""
+    """Predict, print and write; returns the exit code: 1 also when an input gave no file."""
     paths, problems = find_images(args.inputs)
     for problem in problems:
         logger.error("%s", problem)
@@ -309,7 +307,7 @@ def run(args: argparse.Namespace) -> int:
         )
         sheet.save(out)
         print(f"contact sheet: {out}")
-    return 0
+    return 1 if problems else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

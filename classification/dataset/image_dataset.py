@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import struct
 from collections.abc import Callable
 
 import torch
@@ -14,6 +13,7 @@ from torch.utils.data import Dataset
 
 from logger import EVERY_RANK
 
+from .decode import DECODE_ERRORS, decode_image
 from .errors import CorruptDataError
 from .rng import keyed_rng
 from .samples import Samples
@@ -21,16 +21,7 @@ from .storage import READ_ERRORS, ByteCache, Reader
 
 logger = logging.getLogger(__name__)
 
-# What PIL raises for broken files, besides the errors of reading.
-_DECODE_ERRORS = (
-    *READ_ERRORS,
-    SyntaxError,
-    ValueError,
-    IndexError,
-    TypeError,
-    struct.error,
-    Image.DecompressionBombError,
-)
+_ERRORS = (*READ_ERRORS, *DECODE_ERRORS)
 
 
 class ImageDataset(Dataset):
@@ -105,7 +96,7 @@ class ImageDataset(Dataset):
             position = (index + step) % len(self)
             try:
                 return position, self._decode(position)
-            except _DECODE_ERRORS as error:
+            except _ERRORS as error:
                 self._report(position, error)
         if not self.train:
             return None
@@ -115,8 +106,7 @@ class ImageDataset(Dataset):
         data = self.cache.get(index) if self.cache is not None else None
         if data is None:
             data = self.reader.read(self.samples.paths[index])
-        with Image.open(io.BytesIO(data)) as image:
-            return image.convert("RGB")
+        return decode_image(io.BytesIO(data))
 
     def _report(self, index: int, error: Exception) -> None:
         if self._corrupt[index]:

@@ -15,6 +15,7 @@ from config import ConfigError
 from dataset import CorruptDataError, DataError, build_loader, build_transform
 from dataset import loader as loader_module
 from dataset import storage as storage_module
+from dataset.decode import decode_image
 from dataset.loader import _World
 from dataset.rng import keyed_rng
 from dataset.samples import PackedStrings
@@ -389,6 +390,30 @@ def test_normalisation_and_interpolation_names(tmp_path):
             assert pixel.tolist() == pytest.approx([2.0, 1.0, 0.5], abs=1e-4)
     with pytest.raises(ConfigError, match="did you mean 'bicubic'"):
         settings(tmp_path, "", "DATA.INTERPOLATION", "bicubik")
+
+
+def test_unknown_augmentation_policy_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="'rnd-m9' is not a policy"):
+        build_transform(True, settings(tmp_path, "", "AUG.AUTO_AUGMENT", "rnd-m9"))
+
+
+def test_kinds_of_image_files(tmp_path):
+    """16 bits are scaled to 8 (PIL would clip them to white), 32 bits are refused."""
+    shades = np.array([[0, 257, 128 * 257, 65535]], np.uint16)
+    Image.fromarray(shades).save(tmp_path / "16.png")
+    Image.fromarray(shades).save(tmp_path / "16.tif")
+    for name in ("16.png", "16.tif"):
+        image = decode_image(tmp_path / name)
+        assert image.mode == "RGB" and np.asarray(image)[0, :, 1].tolist() == [0, 1, 128, 255]
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK"):
+        path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
+        Image.new("RGB", (5, 4), (255, 255, 255)).convert(mode).save(path)
+        image = decode_image(path)
+        assert image.mode == "RGB" and image.size == (5, 4) and image.getpixel((0, 0))[0] == 255
+    for values in (np.zeros((4, 4), np.float32), np.zeros((4, 4), np.int32)):
+        Image.fromarray(values).save(tmp_path / "32.tif")
+        with pytest.raises(ValueError, match="convert it to 8 or 16 bits"):
+            decode_image(tmp_path / "32.tif")
 
 
 def test_flip_scale_and_ratio_are_honoured(tmp_path):

@@ -94,7 +94,7 @@ def test_names_without_class_names(checkpoint, nano_config, colours, tmp_path, c
     torch.save(state, tmp_path / "x.pth")
     assert run(tmp_path / "x.pth", image) == 0
     assert "class 3" in capsys.readouterr().out
-    nano_config.MODEL.NUM_CLASSES = 1000
+    nano_config.MODEL.NUM_CLASSES, nano_config.DATA.DATASET = 1000, "imagenet"
     model = build_model(nano_config)
     with torch.no_grad():
         model.head.bias[0] = 100.0
@@ -107,13 +107,46 @@ def test_names_without_class_names(checkpoint, nano_config, colours, tmp_path, c
     assert "tench" in printed and "accuracy 100.0% (1 of 1 labelled)" in printed
 
 
-def test_command_line(checkpoint, tmp_path):
+def test_imagenet_names_are_not_given_to_other_data(nano_config, colours, tmp_path, capsys):
+    from config import config_to_dict
+    from models import build_model
+
+    nano_config.MODEL.NUM_CLASSES = 1000  # a folder or list of 1000 other classes
+    state = {"model": build_model(nano_config).state_dict()}
+    torch.save({**state, "config": config_to_dict(nano_config)}, tmp_path / "x.pth")
+    assert run(tmp_path / "x.pth", colours / "val" / "red" / "000.png") == 0
+    assert capsys.readouterr().out.count("%  class ") == 5
+
+
+def test_moving_average(checkpoint, colours, tmp_path, capsys, caplog):
+    image = colours / "val" / "red" / "000.png"
+    state = load_file(checkpoint)
+    torch.save({**state, "model": state["model_ema"]}, tmp_path / "average.pth")
+    assert run(tmp_path / "average.pth", image) == 0
+    average = capsys.readouterr().out
+    assert run(checkpoint, image, "--ema") == 0
+    assert capsys.readouterr().out == average
+    assert run(checkpoint, image) == 0
+    assert capsys.readouterr().out != average
+    del state["model_ema"]
+    torch.save(state, tmp_path / "none.pth")
+    assert run(tmp_path / "none.pth", image, "--ema") == 1
+    assert "has no moving average" in caplog.text
+
+
+def test_command_line(checkpoint, tmp_path, caplog):
     done = run_program("predict.py", "--resume", checkpoint, "--topp", "3", "x.png", cwd=tmp_path)
     assert done.returncode == 2 and "did you mean --topk?" in done.stderr
     with pytest.raises(SystemExit):
         predict.main(["--resume", "x", "--topk", "0", "x.png"])
+    with pytest.raises(SystemExit):
+        run(checkpoint, "x.png", "--out", tmp_path / "sheet.xyz")
     assert run("none.pth", checkpoint) == 1
     assert run(checkpoint, "none.png") == 1
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    assert run(checkpoint, tmp_path / "a.png", tmp_path / "none.png") == 1  # one is missing
+    assert run(checkpoint, tmp_path / "a.png", "--opts", "DATA.IMG_SIZE.X", "3") == 1
+    assert "--opts: unknown configuration key 'DATA.IMG_SIZE.X'" in caplog.text
 
 
 # --------------------------------------------------------------------------------- contact sheet
