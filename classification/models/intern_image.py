@@ -198,6 +198,9 @@ class Block(nn.Module):
         if res_post_norm:
             self.res_post_norm1 = build_norm(channels, "LN")
             self.res_post_norm2 = build_norm(channels, "LN")
+            if not self.use_res_post_norm:  # DistributedDataParallel waits for every gradient
+                self.res_post_norm1.requires_grad_(False)
+                self.res_post_norm2.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.post_norm:

@@ -53,6 +53,23 @@ def test_classifier_shapes():
     ]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"res_post_norm": True},
+        {"res_post_norm": True, "layer_scale": 1.0},
+        {"res_post_norm": True, "post_norm": True, "center_feature_scale": True},
+        {"use_clip_projector": True, "remove_center": True},
+    ],
+)
+def test_every_trained_parameter_gets_a_gradient(options):
+    """DistributedDataParallel stops at the second step when one does not."""
+    model = apply_recipe(classifier(**options))
+    model(images()).sum().backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
 def test_five_levels():
     model = apply_recipe(trunk(depths=[1] * 5, groups=[1, 2, 4, 8, 16]))
     assert model(images(128))[-1].shape == (2, 128, 2, 2)
