@@ -312,8 +312,10 @@ def _load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any], source: str)
     else:
         problem = _state_problem(groups, old, saved["state"])
     if problem is None:
+        present = [{k: v for k, v in group.items() if k != "params"} for group in groups]
         try:
             optimizer.load_state_dict(saved)
+            _keep_settings(optimizer, present)
             return
         except (ValueError, KeyError, RuntimeError) as error:
             problem = str(error)
@@ -322,6 +324,21 @@ def _load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any], source: str)
         "and model settings it was saved with, or --pretrained to take only its weights and start "
         "a new schedule" + _auto_resume_hint(source)
     )
+
+
+def _keep_settings(optimizer: Optimizer, present: list[dict[str, Any]]) -> None:
+    """The settings of this run go on, not those that the checkpoint's groups carry."""
+    differing: dict[str, None] = {}
+    for group, settings in zip(optimizer.param_groups, present, strict=True):
+        for key in ("weight_decay", "betas", "eps", "momentum"):
+            if key in settings and settings[key] != group.get(key):
+                differing[f"{key} {group.get(key)} -> {settings[key]}"] = None
+        group.update(settings)
+    if differing:
+        logger.warning(
+            "optimizer settings differ from the checkpoint's, the present ones are used: %s",
+            ", ".join(differing),
+        )
 
 
 def _bare(name: str) -> str:

@@ -211,7 +211,8 @@ def train_one_epoch(
                 norm = stepper.update(step)
             except NonFiniteError as error:
                 raise NonFiniteError(f"epoch {epoch}, iteration {index}: {error}") from error
-            norm_meter.update(norm)
+            if math.isfinite(norm):  # else the gradient scaler has left this update out
+                norm_meter.update(norm)
         now = time.perf_counter()
         loss_meter.update(value, targets.shape[0])
         time_meter.update(now - before)

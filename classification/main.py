@@ -41,7 +41,7 @@ from checkpoint import (
     unwrap,
 )
 from cli import ArgumentParser
-from config import ConfigError, add_arguments, amp_dtype, config_to_dict, get_config
+from config import ConfigError, add_arguments, amp_dtype, config_to_dict, get_config, is_typed
 from dataset import DataError, build_loader
 from logger import RunLog, close_logging, setup_logging
 from lr_scheduler import build_scheduler
@@ -156,9 +156,15 @@ class Run:
 
 
 def find_checkpoint(config: Any) -> str:
-    """MODEL.RESUME, else the newest usable checkpoint in OUTPUT when AUTO_RESUME is on, else ''."""
-    if config.MODEL.RESUME or config.THROUGHPUT_MODE or not config.TRAIN.AUTO_RESUME:
+    """MODEL.RESUME, else the newest usable checkpoint in OUTPUT when AUTO_RESUME is on, else ''.
+
+    For evaluation a typed --pretrained comes before the checkpoints in OUTPUT; a training run that
+    is started again goes on from them.
+    """
+    if config.MODEL.RESUME or not config.TRAIN.AUTO_RESUME:
         return config.MODEL.RESUME
+    if config.EVAL_MODE and config.MODEL.PRETRAINED and is_typed(config, "MODEL.PRETRAINED"):
+        return ""
     needs = ("model",) if config.EVAL_MODE else ("model", "optimizer", "lr_scheduler", "epoch")
     found = find_resumable(config.OUTPUT, needs)
     if found is None:
@@ -243,6 +249,8 @@ def train(run: Run, ema: nn.Module | None, resume: str, dtype: torch.dtype | Non
         step = (epoch + 1) * steps
         accuracy = run.evaluate(model, step, epoch).acc1
         ema_accuracy = run.evaluate(ema.module, step, epoch, ema=True).acc1 if ema else 0.0
+        # saving is collective, and with TEST.SEQUENTIAL each process measured for itself
+        accuracy, ema_accuracy = distributed.broadcast_object((accuracy, ema_accuracy))
         best, ema_best = accuracy > point.max_accuracy, ema_accuracy > point.max_accuracy_ema
         point.max_accuracy = max(accuracy, point.max_accuracy)
         point.max_accuracy_ema = max(ema_accuracy, point.max_accuracy_ema)

@@ -467,6 +467,20 @@ def test_optimizer_of_another_set_up_is_an_error(nano_config, trained):
             resume(saved, model, optimizer)
 
 
+def test_changed_optimizer_settings_are_used_and_told(nano_config, trained, caplog):
+    saved = load_file(trained / "ckpt_epoch_2.pth")
+    model = model_of(nano_config)
+    resume(saved, model, build_optimizer(nano_config, model))
+    assert "settings differ" not in caplog.text
+    nano_config.TRAIN.WEIGHT_DECAY, nano_config.TRAIN.OPTIMIZER.BETAS = 0.3, [0.8, 0.9]
+    optimizer = build_optimizer(nano_config, model)
+    resume(saved, model, optimizer)
+    assert {g["weight_decay"] for g in optimizer.param_groups} == {0.0, 0.3}
+    assert all(tuple(g["betas"]) == (0.8, 0.9) for g in optimizer.param_groups)
+    assert "weight_decay 0.05 -> 0.3" in caplog.text and "betas" in caplog.text
+    assert len(optimizer.state) == len(optimizer.param_groups)
+
+
 def test_resume_with_another_head_points_to_pretrained(nano_config, trained):
     nano_config.MODEL.NUM_CLASSES = 5
     model = build_model(nano_config)

@@ -88,6 +88,16 @@ def test_evaluation_gives_the_training_runs_numbers(trained, nano_yaml, tmp_path
     assert not list((tmp_path / "nano").glob("*.pth"))
 
 
+def test_eval_of_typed_weights_passes_over_the_runs_own_checkpoints(trained, nano_yaml, tmp_path):
+    (tmp_path / "nano").mkdir()
+    shutil.copy(trained / "ckpt_epoch_2.pth", tmp_path / "nano")
+    source = trained / "ckpt_epoch_1.pth"
+    assert run(nano_yaml, tmp_path, "--eval", "--pretrained", source) == 0
+    assert run(nano_yaml, tmp_path, "--eval") == 0
+    records = read_log(tmp_path / "nano", "eval", ema=False)
+    assert [record["epoch"] for record in records] == [1, 2]
+
+
 def test_config_json_can_be_used_as_cfg(trained, tmp_path):
     flags = ["--output", str(tmp_path), "--resume", str(trained / "ckpt_epoch_best.pth")]
     assert main.main(["--cfg", str(trained / "config.json"), "--eval", *flags]) == 0
@@ -431,6 +441,25 @@ def test_an_error_on_one_rank_is_shown_and_stops_all(trained, nano_yaml, tmp_pat
     assert done.returncode != 0
     assert "nano rank 1]" in done.stdout and "1 images cannot be read" in done.stdout
     assert "another process ended" in done.stdout and "[rank0]: Traceback" not in done.stderr
+
+
+def test_ranks_that_measure_differently_save_together(nano_yaml, tmp_path):
+    """With TEST.SEQUENTIAL each rank measures for itself; rank 0 decides what is best."""
+    code = (
+        "import dataclasses, os, sys, main\n"
+        "validate = main.engine.validate\n"
+        "def differing(*args, **options):\n"
+        "    found = validate(*args, **options)\n"
+        "    return dataclasses.replace(found, acc1=50.0 * (os.environ['RANK'] == '0'))\n"
+        "main.engine.validate = differing\n"
+        "sys.exit(main.main(sys.argv[1:]))\n"
+    )
+    script = tmp_path / "differing.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(CLASSIFICATION)!r})\n" + code)
+    flags = ["--cfg", nano_yaml, "--output", tmp_path, "--batch-size", 4, "--opts", *QUIET]
+    done = torchrun(*flags, "TEST.SEQUENTIAL", "True", program=script)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert load_file(tmp_path / "nano" / "ckpt_epoch_best.pth")["max_accuracy"] == 50.0
 
 
 def test_ddp_gradients_are_those_of_one_process(nano_yaml, tmp_path, colours):
