@@ -39,6 +39,11 @@ def test_state_dict_keys():
     assert {key.rsplit(".", 1)[0] for key in norm} == {"dw_conv.1.0"}
 
 
+def test_epsilon_of_the_norm():
+    """What released checkpoints were trained with; PyTorch's own default is 1e-5."""
+    assert DCNv3(16, group=2).dw_conv[1][1].eps == 1e-6
+
+
 def test_shapes_of_offset_and_mask():
     layer = DCNv3(16, group=2, remove_center=True)
     assert layer.offset.out_features == 2 * 8 * 2 and layer.mask.out_features == 2 * 8
