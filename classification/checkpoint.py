@@ -238,7 +238,7 @@ def resume_training(
         CheckpointError: the weights or the optimizer state do not belong to this model.
     """
     report = weights.load_weights(model, checkpoint, source=source, head_map=head_map)
-    load_ema(checkpoint, model, ema)
+    load_ema(checkpoint, model, ema, head_map)
     lacking = [key for key in TRAINING_KEYS if checkpoint.get(key) is None]
     if lacking:
         logger.warning(
@@ -275,23 +275,26 @@ def _auto_resume_hint(source: str) -> str:
     )
 
 
-def load_ema(checkpoint: Mapping[str, Any], model: nn.Module, ema: nn.Module | None) -> None:
-    """Fill the moving average from ``model_ema``, else from the model's present weights."""
+def load_ema(
+    checkpoint: Mapping[str, Any], model: nn.Module, ema: nn.Module | None, head_map: str = ""
+) -> None:
+    """Fill the moving average from ``model_ema``, else from the model's present weights.
+
+    Raises:
+        CheckpointError: the average in the checkpoint is that of another model.
+    """
     if ema is None:
         return
     ema.set(model)
     if not checkpoint.get("model_ema"):
         logger.info("the checkpoint has no moving average: it starts from the loaded weights")
         return
-    own = unwrap(ema.module).state_dict()
-    state = weights.extract_state({"model": checkpoint["model_ema"]}, "model_ema")
-    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
-    unwrap(ema.module).load_state_dict(fitting, strict=False)
-    if len(fitting) != len(own):
-        logger.warning(
-            "only %d of %d weights of the moving average fit; the others start from the model",
-            len(fitting), len(own),
-        )  # fmt: skip
+    weights.load_weights(
+        unwrap(ema.module),
+        {"model": checkpoint["model_ema"]},
+        source="the moving average",
+        head_map=head_map,
+    )
 
 
 def _load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any], source: str) -> None:

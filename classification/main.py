@@ -174,7 +174,7 @@ def find_checkpoint(config: Any) -> str:
     return str(found)
 
 
-def load_pretrained(config: Any, model: nn.Module, *, new_head_allowed: bool = True) -> dict:
+def load_pretrained(config: Any, model: nn.Module, *, evaluation: bool = False) -> dict:
     """Load MODEL.PRETRAINED (path or URL) into an unwrapped model."""
     path = safe_load.fetch(config.MODEL.PRETRAINED)
     checkpoint = safe_load.load_file(path)
@@ -184,7 +184,7 @@ def load_pretrained(config: Any, model: nn.Module, *, new_head_allowed: bool = T
         source=str(path),
         head_map=config.MODEL.HEAD_MAP,
         rand_init_head=config.TRAIN.RAND_INIT_FT_HEAD,
-        new_head_allowed=new_head_allowed,
+        evaluation=evaluation,
     )
     return checkpoint
 
@@ -200,10 +200,10 @@ def evaluate_only(run: Run, ema: nn.Module | None, resume: str) -> None:
             checkpoint,
             source=str(path),
             head_map=config.MODEL.HEAD_MAP,
-            new_head_allowed=False,
+            evaluation=True,
         )
     elif config.MODEL.PRETRAINED:
-        checkpoint = load_pretrained(config, run.model, new_head_allowed=False)
+        checkpoint = load_pretrained(config, run.model, evaluation=True)
     else:
         raise ConfigError(
             "--eval has nothing to evaluate: no --resume or --pretrained, no checkpoint in "
@@ -214,7 +214,7 @@ def evaluate_only(run: Run, ema: nn.Module | None, resume: str) -> None:
     run.open_log(0)
     run.evaluate(run.model, 0, epoch)
     if ema is not None and checkpoint.get("model_ema"):
-        load_ema(checkpoint, run.model, ema)
+        load_ema(checkpoint, run.model, ema, config.MODEL.HEAD_MAP)
         run.evaluate(ema.module, 0, epoch, ema=True)
 
 

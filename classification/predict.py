@@ -175,7 +175,7 @@ def load_classifier(args: argparse.Namespace) -> tuple[Classifier, str]:
     config.freeze()
     device = distributed.resolve_device(args.device)
     model = build_model(config)
-    weights.load_weights(model, checkpoint, source=str(path), new_head_allowed=False)
+    weights.load_weights(model, checkpoint, source=str(path), evaluation=True)
     names = checkpoint.get("class_names")
     labels: dict[str, int] = {}
     if not (isinstance(names, list) and len(names) == classes):

@@ -146,7 +146,7 @@ def load_weights(
     source: str,
     head_map: str = "",
     rand_init_head: bool = False,
-    new_head_allowed: bool = True,
+    evaluation: bool = False,
 ) -> LoadReport:
     """Copy a checkpoint's weights into ``model`` and report what matched.
 
@@ -157,7 +157,8 @@ def load_weights(
         head_map: class map for a 21841-class head in a 1000-class model (``MODEL.HEAD_MAP``).
         rand_init_head: ``TRAIN.RAND_INIT_FT_HEAD``: on another class count keep the model's new
             head, scaled by 0.001.
-        new_head_allowed: False for evaluation, where a head that was not trained is an error.
+        evaluation: the weights are used as they are, so that a head that was not trained, or
+            weights of another shape, are an error.
 
     Raises:
         CheckpointError: fewer than half of the model's keys match, or the head cannot be used.
@@ -191,8 +192,10 @@ def load_weights(
     ]  # fmt: skip
     if head_lost:
         report.new_head = True
-        if not new_head_allowed:
+        if evaluation:
             raise CheckpointError(_head_message(own, checkpoint, source))
+    if evaluation and report.resized:
+        raise CheckpointError(_shape_message(report, source))
     model.load_state_dict(fitting, strict=False)
     for note in report.notes:
         logger.info("%s: %s", source, note)
@@ -214,6 +217,17 @@ def _head_message(
         f"{source} {got}, the model has {want}: evaluating with a head that was never trained "
         "would be meaningless. Use the data set the checkpoint was trained on, or fine-tune "
         "first with --pretrained"
+    )
+
+
+def _shape_message(report: LoadReport, source: str) -> str:
+    points = all(".dcn.offset." in name or ".dcn.mask." in name for name in report.resized)
+    cause = "the centre point was removed" if points else "another configuration"
+    advice = "MODEL.INTERN_IMAGE.REMOVE_CENTER" if points else "MODEL.INTERN_IMAGE"
+    return (
+        f"{len(report.resized)} weights of {source} have another shape than in this model "
+        f"({', '.join(report.resized[:3])}): it was trained with {cause}. Evaluate it with the "
+        f"{advice} it was trained with"
     )
 
 

@@ -13,6 +13,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from timm.utils import ModelEmaV3
 from yacs.config import CfgNode
 
 import checkpoint as ckpt
@@ -347,13 +348,13 @@ def test_another_class_count(nano_config):
     assert report.new_head and torch.equal(model.head.weight, fresh * 0.001)
     assert torch.equal(model.patch_embed.conv1.weight, state["patch_embed.conv1.weight"])
     with pytest.raises(CheckpointError, match="7 classes, the model has 4"):
-        load(model_of(nano_config), state, new_head_allowed=False)
+        load(model_of(nano_config), state, evaluation=True)
 
 
 def test_22k_head_gives_its_1k_rows(nano_config):
     state = model_of(nano_config, NUM_CLASSES=21841).state_dict()
     model = model_of(nano_config, NUM_CLASSES=1000)
-    report = load(model, state, new_head_allowed=False)
+    report = load(model, state, evaluation=True)
     rows = weights.read_head_map()
     assert len(rows) == 1000 and not report.new_head
     assert torch.equal(model.head.weight, state["head.weight"][rows])
@@ -403,6 +404,18 @@ def test_centre_is_removed_once(nano_config):
     assert same(again, model.state_dict()) and not report.notes
     report = load(model_of(nano_config), model.state_dict())  # the other way round cannot be
     assert len(report.resized) == 16
+    with pytest.raises(CheckpointError, match=r"16 weights .*REMOVE_CENTER it was trained with"):
+        load(model_of(nano_config), model.state_dict(), evaluation=True)
+
+
+def test_moving_average_is_fitted_like_the_model(nano_config):
+    """Its centre points are removed too, when the model has none."""
+    full = model_of(nano_config).state_dict()
+    model = model_of(nano_config, REMOVE_CENTER=True)
+    report = load(model, full)
+    ema = ModelEmaV3(model_of(nano_config, REMOVE_CENTER=True))
+    ckpt.load_ema({"model_ema": full}, model_of(nano_config, REMOVE_CENTER=True), ema)
+    assert same(ema.module, model.state_dict()) and not report.resized
 
 
 def test_joint_image_text_checkpoint():
