@@ -315,7 +315,8 @@ def run_config(config: Any, info: distributed.DistInfo) -> None:
         logger.debug("configuration: %s", text)
     logger.info(
         "%s: rank %d of %d (%s), device %s, %s", config.MODEL.NAME, info.rank, info.world_size,
-        info.launch.launcher, info.device, f"autocast {dtype}" if dtype else "float32",
+        info.launch.launcher, info.device,
+        f"autocast {dtype}" if dtype and not config.EVAL_MODE else "float32",  # as validation is
     )  # fmt: skip
     model = build_model(config).to(info.device)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)

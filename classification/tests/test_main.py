@@ -79,7 +79,10 @@ def test_log_lines_keep_their_fields(trained):
 
 def test_evaluation_gives_the_training_runs_numbers(trained, nano_yaml, tmp_path):
     best = load_file(trained / "ckpt_epoch_best.pth")
-    assert run(nano_yaml, tmp_path, "--eval", "--resume", trained / "ckpt_epoch_best.pth") == 0
+    flags = ["--amp-dtype", "bfloat16"]  # of no effect: evaluation is in float32
+    source = trained / "ckpt_epoch_best.pth"
+    assert run(nano_yaml, tmp_path, "--eval", "--resume", source, *flags) == 0
+    assert "autocast" not in log_text(tmp_path)
     (model,) = read_log(tmp_path / "nano", "eval", ema=False)
     (ema,) = read_log(tmp_path / "nano", "eval", ema=True)
     assert model["acc1"] == best["max_accuracy"] and model["epoch"] == best["epoch"]
