@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -194,12 +195,18 @@ def _dataset(config: CfgNode, classes: Classes, split: str) -> ImageDataset:
     )
 
 
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the main process ends its workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _options(config: CfgNode, dataset: ImageDataset, device: torch.device | str) -> dict[str, Any]:
     return {
         "dataset": dataset,
         "num_workers": config.DATA.NUM_WORKERS,
         "pin_memory": config.DATA.PIN_MEMORY and torch.device(device).type == "cuda",
         "collate_fn": collate,
+        "worker_init_fn": _ignore_interrupts,
         "generator": torch.Generator().manual_seed(config.SEED),  # leaves the global one alone
     }
 

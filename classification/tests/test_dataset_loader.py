@@ -1,8 +1,10 @@
 """Loaders: exactly-once validation, repeatable epochs, unreadable images, caches, mixing, crops."""
 
 import logging
+import os
 import pickle
 import random
+import signal
 import zipfile
 
 import numpy as np
@@ -144,6 +146,19 @@ def test_loading_leaves_the_random_numbers_of_the_caller_alone(tmp_path):
                 loaders.mixup_fn(*batch)
         draws.append((torch.rand(1).item(), random.random(), np.random.rand()))
     assert draws[0] == draws[1]
+
+
+def test_workers_leave_an_interrupt_to_the_main_process(tmp_path):
+    """A worker that Ctrl-C ends in the middle of its work can leave the main one waiting."""
+    root = make_folder(tmp_path / "d")
+    loader = build_loader(settings(tmp_path, root, "DATA.NUM_WORKERS", 1)).train
+    batches = iter(loader)
+    next(batches)
+    for worker in loader._iterator._workers:
+        os.kill(worker.pid, signal.SIGINT)
+        worker.join(0.5)
+        assert worker.is_alive()
+    assert len(list(batches)) == len(loader) - 1
 
 
 def test_keyed_rng_is_a_function_of_its_key():
