@@ -16,13 +16,6 @@ from torch import Tensor, nn
 from ..functions import choose_backend, dcnv3
 
 
-class ToChannelsFirst(nn.Module):
-    """(N, H, W, C) -> (N, C, H, W), without copying."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.permute(0, 3, 1, 2)
-
-
 class ToChannelsLast(nn.Module):
     """(N, C, H, W) -> (N, H, W, C), without copying."""
 
