@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.utils import accuracy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -328,11 +329,9 @@ def validate(
                     f"label {int(targets.max())} in the validation set, but the model has "
                     f"{output.shape[1]} classes; checkpoint and data set do not belong together"
                 )
-            top = output.topk(min(5, output.shape[1]), dim=1).indices  # (N, 5)
-            hits = top == targets[:, None]
             sums[0] += nn.functional.cross_entropy(output, targets, reduction="sum").double()
-            sums[1] += hits[:, 0].sum()
-            sums[2] += hits.any(1).sum()
+            percent = torch.stack(accuracy(output, targets, topk=(1, 5)))
+            sums[1:3] += (percent.double() * len(targets) / 100).round()  # back to exact counts
             sums[3] += len(targets)
         time_meter.update(time.perf_counter() - before)
         before = time.perf_counter()
