@@ -22,7 +22,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
-ABI_VERSION = 1  # the same number stands in functions/backends.py
+ABI_VERSION = 2  # the same number stands in functions/backends.py
 DEFAULT_ARCHITECTURES = "8.0;8.6;8.9;9.0+PTX"
 
 

@@ -20,10 +20,7 @@ void check_sizes(const at::Tensor& tensor, const char* name, at::IntArrayRef exp
       tensor.sizes() == expected, "dcnv3: ", name, " must be ", expected, ", got ", tensor.sizes());
 }
 
-}  // namespace
-
-Geometry check(
-    const at::Tensor& input, const at::Tensor& offset, const at::Tensor& mask, DCNV3_ARGUMENTS) {
+Geometry check_input(const at::Tensor& input, DCNV3_ARGUMENTS) {
   const auto [least, most] = std::minmax(
       {kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, group, group_channels});
   const auto [least_pad, most_pad] = std::minmax({pad_h, pad_w});
@@ -38,25 +35,46 @@ Geometry check(
   TORCH_CHECK_VALUE(
       input.dim() == 4 && input.size(3) == group * group_channels,
       "dcnv3: input must be (N, H, W, ", group * group_channels, "), got ", input.sizes());
-  TORCH_CHECK_TYPE(
-      input.scalar_type() == offset.scalar_type() && input.scalar_type() == mask.scalar_type(),
-      "dcnv3: input, offset and mask must have one dtype, got ", input.scalar_type(), ", ",
-      offset.scalar_type(), ", ", mask.scalar_type());
-  TORCH_CHECK_VALUE(
-      input.device() == offset.device() && input.device() == mask.device(),
-      "dcnv3: input, offset and mask must be on one device, got ", input.device(), ", ",
-      offset.device(), ", ", mask.device());
-  Geometry geometry{
+  return {
       input.size(0), input.size(1), input.size(2),
       out_size(input.size(1), kernel_h, stride_h, pad_h, dilation_h),
       out_size(input.size(2), kernel_w, stride_w, pad_w, dilation_w),
       kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
       group, group_channels, offset_scale, remove_center};
-  const int64_t per_pixel = group * geometry.points();
-  const int64_t batch = geometry.batch, rows = geometry.out_height, columns = geometry.out_width;
-  check_sizes(offset, "offset", {batch, rows, columns, 2 * per_pixel});
-  check_sizes(mask, "mask", {batch, rows, columns, per_pixel});
-  return geometry;
+}
+
+void check_same_kind(const at::Tensor& tensor, const char* name, const at::Tensor& input) {
+  TORCH_CHECK_TYPE(
+      tensor.scalar_type() == input.scalar_type(), "dcnv3: input and ", name,
+      " must have one dtype, got ", input.scalar_type(), " and ", tensor.scalar_type());
+  TORCH_CHECK_VALUE(
+      tensor.device() == input.device(), "dcnv3: input and ", name, " must be on one device, got ",
+      input.device(), " and ", tensor.device());
+}
+
+}  // namespace
+
+Geometry check(
+    const at::Tensor& input, const at::Tensor& offset, const at::Tensor& mask, DCNV3_ARGUMENTS) {
+  const Geometry s = check_input(input, DCNV3_ARGUMENT_NAMES);
+  check_same_kind(offset, "offset", input);
+  check_same_kind(mask, "mask", input);
+  const int64_t per_pixel = group * s.points();
+  check_sizes(offset, "offset", {s.batch, s.out_height, s.out_width, 2 * per_pixel});
+  check_sizes(mask, "mask", {s.batch, s.out_height, s.out_width, per_pixel});
+  return s;
+}
+
+Geometry check_fused(
+    const at::Tensor& input, const at::Tensor& offset_mask, DCNV3_ARGUMENTS, bool interleaved) {
+  const Geometry s = check_input(input, DCNV3_ARGUMENT_NAMES);
+  check_same_kind(offset_mask, "offset_mask", input);
+  const int64_t needed = 3 * group * s.points();
+  const bool has_padding =
+      interleaved && offset_mask.dim() == 4 && offset_mask.size(3) > needed;
+  const int64_t last = has_padding ? offset_mask.size(3) : needed;
+  check_sizes(offset_mask, "offset_mask", {s.batch, s.out_height, s.out_width, last});
+  return s;
 }
 
 void check_grad_output(

@@ -35,6 +35,29 @@ struct Geometry {
   DCNV3_HOST_DEVICE int64_t out_pixels() const { return batch * out_height * out_width; }
 };
 
+// Where the points of one output pixel and group lie, in elements of the tensor that holds them:
+// offsets and masks are two tensors, or one in either of the orders of `dcnv3_fused`.
+struct PointLayout {
+  int64_t offset_pixel, offset_group;  // steps from one output pixel and one group to the next
+  int64_t mask_pixel, mask_group;
+  bool softmax;  // the masks are logits, to be normalised over the points of a group
+};
+
+inline PointLayout separate_layout(const Geometry& s) {
+  const int64_t points = s.points();
+  return {2 * s.group * points, 2 * points, s.group * points, points, false};
+}
+
+// One tensor with `last` entries per output pixel. The masks begin at `fused_mask_start`.
+inline PointLayout fused_layout(const Geometry& s, int64_t last, bool softmax, bool interleaved) {
+  const int64_t points = s.points();
+  return {last, (interleaved ? 3 : 2) * points, last, (interleaved ? 3 : 1) * points, softmax};
+}
+
+inline int64_t fused_mask_start(const Geometry& s, bool interleaved) {
+  return 2 * s.points() * (interleaved ? 1 : s.group);
+}
+
 // The four neighbours of one sampling point: top-left, top-right, bottom-left, bottom-right.
 template <typename acc_t>
 struct Sample {

@@ -20,7 +20,7 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 ENVIRONMENT_VARIABLE = "OPS_DCNV3_BACKEND"
 NAMES = ("cpp", "cuda", "pytorch")
 INSTALL_HINT = "pip install --force-reinstall --no-deps ./ops_dcnv3"

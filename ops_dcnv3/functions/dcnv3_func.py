@@ -1,4 +1,4 @@
-"""The public function `dcnv3`, and the names that code written for the original package calls."""
+"""The public functions, and the names that code written for the original package calls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 from . import registration
 from .backends import choose_backend
 from .geometry import Geometry
-from .reference import dcnv3_reference
+from .reference import dcnv3_fused_reference, dcnv3_reference
 
 _is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # torch >= 2.3
 
@@ -21,6 +21,35 @@ def _pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:
     if not is_pair or not all(isinstance(item, int) for item in value):
         raise ValueError(f"dcnv3: {name} must be an int or a pair (height, width), got {value!r}")
     return value[0], value[1]
+
+
+def _geometry(
+    input: Tensor,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int],
+    padding: int | tuple[int, int],
+    dilation: int | tuple[int, int],
+    group: int,
+    offset_scale: float,
+    remove_center: bool,
+) -> Geometry:
+    if not isinstance(group, int) or group < 1:
+        raise ValueError(f"dcnv3: group must be an int of at least 1, got {group!r}")
+    if input.dim() == 4 and input.shape[-1] % group:
+        raise ValueError(
+            f"dcnv3: the channels of input must be a multiple of group={group}, "
+            f"got shape {tuple(input.shape)} (channels last)"
+        )
+    return Geometry(
+        *_pair(kernel_size, "kernel_size"),
+        *_pair(stride, "stride"),
+        *_pair(padding, "padding"),
+        *_pair(dilation, "dilation"),
+        group,
+        input.shape[-1] // group if input.dim() else 0,
+        float(offset_scale),
+        bool(remove_center),
+    )
 
 
 def dcnv3(
@@ -46,7 +75,7 @@ def dcnv3(
         offset: (N, Ho, Wo, group*P*2), (x, y) pairs in input pixels before `offset_scale`;
             P = kernel_h * kernel_w - remove_center, points in width-major order.
         mask: (N, Ho, Wo, group*P), the weight of each point. It is used as it is: apply a softmax
-            over P beforehand for the behaviour of InternImage.
+            over P beforehand for the behaviour of InternImage, or call `dcnv3_fused`.
         kernel_size: (height, width) or one int.
         stride: (height, width) or one int, at least 1.
         padding: (height, width) or one int, at least 0.
@@ -75,24 +104,63 @@ def dcnv3(
         >>> dcnv3(x, offset, mask, group=2).shape
         torch.Size([1, 8, 8, 32])
     """
-    if not isinstance(group, int) or group < 1:
-        raise ValueError(f"dcnv3: group must be an int of at least 1, got {group!r}")
-    if input.dim() == 4 and input.shape[-1] % group:
-        raise ValueError(
-            f"dcnv3: the channels of input must be a multiple of group={group}, "
-            f"got shape {tuple(input.shape)} (channels last)"
-        )
-    geometry = Geometry(
-        *_pair(kernel_size, "kernel_size"),
-        *_pair(stride, "stride"),
-        *_pair(padding, "padding"),
-        *_pair(dilation, "dilation"),
-        group,
-        input.shape[-1] // group if input.dim() else 0,
-        float(offset_scale),
-        bool(remove_center),
+    geometry = _geometry(
+        input, kernel_size, stride, padding, dilation, group, offset_scale, remove_center
     )
     return _call(input, offset, mask, geometry, backend)
+
+
+def dcnv3_fused(
+    input: Tensor,
+    offset_mask: Tensor,
+    kernel_size: int | tuple[int, int] = 3,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 1,
+    dilation: int | tuple[int, int] = 1,
+    group: int = 1,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+    softmax: bool = True,
+    interleaved: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """`dcnv3` on offsets and masks that lie in one tensor, with the masks' softmax inside.
+
+    One matrix product then predicts both, and the softmax over P values, which by itself costs
+    more than the operator, disappears in it (forward and backward).
+
+    Args:
+        input: (N, H, W, C), channels last, C a multiple of `group`.
+        offset_mask: (N, Ho, Wo, group*P*3): group*P*2 offsets as in `dcnv3`, then group*P masks.
+            With `interleaved` the order is DCNv4's: for each group its P*2 offsets and then its P
+            masks; entries after the last group are padding, which is not read.
+        kernel_size: (height, width) or one int.
+        stride: (height, width) or one int, at least 1.
+        padding: (height, width) or one int, at least 0.
+        dilation: (height, width) or one int, at least 1.
+        group: number of groups G; each has C / G channels and its own points.
+        offset_scale: multiplies the offsets and the dilated grid around its centre.
+        remove_center: leave out the point (kernel_h // 2, kernel_w // 2).
+        softmax: the masks are logits, normalised over the P points of a group (InternImage);
+            False takes them as they are (DCNv4).
+        interleaved: the order of `offset_mask`.
+        backend: as in `dcnv3`.
+
+    Returns:
+        (N, Ho, Wo, C), as `dcnv3`.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as `dcnv3`.
+    """
+    geometry = _geometry(
+        input, kernel_size, stride, padding, dilation, group, offset_scale, remove_center
+    )
+    options = (bool(softmax), bool(interleaved))
+    input, offset_mask = registration.cast_for_autocast(input, offset_mask)
+    registration.check_fused(input, offset_mask, geometry, *options)
+    if _choose(backend, input, offset_mask) == "pytorch":
+        return dcnv3_fused_reference(input, offset_mask, geometry, *options)
+    return torch.ops.ops_dcnv3.dcnv3_fused(input, offset_mask, *geometry, *options)
 
 
 def _is_transformed(*tensors: Tensor) -> bool:
@@ -109,21 +177,26 @@ def _is_transformed(*tensors: Tensor) -> bool:
     )
 
 
+def _choose(backend: str | None, *tensors: Tensor) -> str:
+    """The backend of a call; plain PyTorch inside transforms that custom operators do not know."""
+    chosen = choose_backend(tensors[0].device.type, backend)
+    if chosen == "pytorch" or not _is_transformed(*tensors):
+        return chosen
+    if backend is not None:
+        raise RuntimeError(
+            f"dcnv3: backend {backend!r} supports neither the transforms of torch.func (vmap, "
+            "grad, jvp, ...) nor forward-mode differentiation; pass backend='pytorch' or None"
+        )
+    return "pytorch"
+
+
 def _call(
     input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry, backend: str | None
 ) -> Tensor:
     """Checks, then the operator (compiled kernels) or the reference (plain PyTorch)."""
     input, offset, mask = registration.cast_for_autocast(input, offset, mask)
     registration.check(input, offset, mask, geometry)
-    chosen = choose_backend(input.device.type, backend)
-    if chosen != "pytorch" and _is_transformed(input, offset, mask):
-        if backend is not None:
-            raise RuntimeError(
-                f"dcnv3: backend {backend!r} supports neither the transforms of torch.func (vmap, "
-                "grad, jvp, ...) nor forward-mode differentiation; pass backend='pytorch' or None"
-            )
-        chosen = "pytorch"
-    if chosen == "pytorch":
+    if _choose(backend, input, offset, mask) == "pytorch":
         return dcnv3_reference(input, offset, mask, geometry)
     return torch.ops.ops_dcnv3.dcnv3(input, offset, mask, *geometry)
 

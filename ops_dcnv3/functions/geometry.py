@@ -71,15 +71,10 @@ def check_geometry(geometry: Geometry) -> None:
             raise ValueError(f"dcnv3: {name} must be at least {lowest}, got {value}")
 
 
-def check_shapes(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry) -> None:
-    """Checks the three tensors against each other and against the geometry.
-
-    Raises:
-        TypeError: a tensor is not floating point (float64, float32, float16, bfloat16).
-        ValueError: a wrong rank, size, or tensors on different devices. The message names the
-            argument, what was got and what was expected.
-    """
-    for name, tensor in (("input", input), ("offset", offset), ("mask", mask)):
+def _check_tensors(named: dict[str, Tensor]) -> None:
+    """Checks rank, dtype and device of the tensors of one call, `input` among them."""
+    device = named["input"].device
+    for name, tensor in named.items():
         if tensor.dim() != 4:
             hint = " (channels last)" if name == "input" else ""
             raise ValueError(
@@ -90,11 +85,15 @@ def check_shapes(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry
             raise TypeError(
                 f"dcnv3: {name} must be float64, float32, float16 or bfloat16, got {tensor.dtype}"
             )
-        if tensor.device != input.device:
+        if tensor.device != device:
             raise ValueError(
-                f"dcnv3: {name} is on {tensor.device} and input on {input.device}; "
-                "move all three tensors to one device"
+                f"dcnv3: {name} is on {tensor.device} and input on {device}; "
+                "move all tensors to one device"
             )
+
+
+def _check_input(input: Tensor, geometry: Geometry) -> tuple[int, int, int]:
+    """Checks the channels and the size of `input`; returns (N, Ho, Wo)."""
     batch, height, width, channels = input.shape
     expected_channels = geometry.group * geometry.group_channels
     if channels != expected_channels:
@@ -114,12 +113,25 @@ def check_shapes(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry
             f"{geometry.pad_w} and dilation {geometry.dilation_h}, {geometry.dilation_w} has no "
             f"output pixel (Ho, Wo = {out_h}, {out_w}); enlarge the input or the padding"
         )
+    return batch, out_h, out_w
+
+
+def check_shapes(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry) -> None:
+    """Checks the three tensors of `dcnv3` against each other and against the geometry.
+
+    Raises:
+        TypeError: a tensor is not floating point (float64, float32, float16, bfloat16).
+        ValueError: a wrong rank, size, or tensors on different devices. The message names the
+            argument, what was got and what was expected.
+    """
+    _check_tensors({"input": input, "offset": offset, "mask": mask})
+    pixels = _check_input(input, geometry)
     per_pixel = geometry.group * geometry.points
     for name, tensor, last, meaning in (
         ("offset", offset, 2 * per_pixel, "group * P * 2"),
         ("mask", mask, per_pixel, "group * P"),
     ):
-        expected = (batch, out_h, out_w, last)
+        expected = (*pixels, last)
         if tuple(tensor.shape) != expected:
             raise ValueError(
                 f"dcnv3: {name} must be (N, Ho, Wo, {meaning}) = {expected} with "
@@ -128,12 +140,32 @@ def check_shapes(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry
             )
 
 
-def check_dtypes(input: Tensor, offset: Tensor, mask: Tensor) -> None:
-    """Raises TypeError if the three tensors are not of one dtype."""
-    if not input.dtype == offset.dtype == mask.dtype:
+def check_fused_shapes(
+    input: Tensor, offset_mask: Tensor, geometry: Geometry, interleaved: bool
+) -> None:
+    """Checks the two tensors of `dcnv3_fused`; raises like `check_shapes`."""
+    _check_tensors({"input": input, "offset_mask": offset_mask})
+    pixels = _check_input(input, geometry)
+    needed = 3 * geometry.group * geometry.points
+    last = offset_mask.shape[-1]
+    fits = last >= needed if interleaved else last == needed
+    if tuple(offset_mask.shape[:3]) != pixels or not fits:
+        or_more = " or more" if interleaved else ""
+        raise ValueError(
+            f"dcnv3: offset_mask must be (N, Ho, Wo, group * P * 3) = {(*pixels, needed)}{or_more} "
+            f"with P = kernel_h * kernel_w - remove_center = {geometry.points}, "
+            f"got {tuple(offset_mask.shape)}"
+        )
+
+
+def check_dtypes(**tensors: Tensor) -> None:
+    """Raises TypeError if the named tensors are not of one dtype."""
+    if len({tensor.dtype for tensor in tensors.values()}) > 1:
+        *first, last = tensors
         raise TypeError(
-            "dcnv3: input, offset and mask must have one dtype, got "
-            f"{input.dtype}, {offset.dtype}, {mask.dtype}; convert them with .to(input.dtype)"
+            f"dcnv3: {', '.join(first)} and {last} must have one dtype, got "
+            f"{', '.join(str(tensor.dtype) for tensor in tensors.values())}; "
+            "convert them with .to(input.dtype)"
         )
 
 

@@ -201,3 +201,88 @@ def dcnv3_backward_reference(
         pixel_first(grad_offset).to(offset.dtype),
         pixel_first(grad_mask).to(mask.dtype),
     )
+
+
+# --- offsets and masks in one tensor --------------------------------------------------------------
+
+
+def split_offset_mask(
+    offset_mask: Tensor, geometry: Geometry, interleaved: bool
+) -> tuple[Tensor, Tensor]:
+    """Offsets (N, Ho, Wo, G*P*2) and masks (N, Ho, Wo, G*P) out of one tensor.
+
+    Args:
+        offset_mask: (N, Ho, Wo, G*P*3): all offsets, then all masks; or, `interleaved`, for each
+            group its 2 * P offsets and then its P masks, and after the last group any padding.
+        geometry: the operator's arguments.
+        interleaved: which of the two orders.
+    """
+    group, points = geometry.group, geometry.points
+    if not interleaved:
+        return offset_mask.split((2 * group * points, group * points), -1)
+    by_group = offset_mask[..., : 3 * group * points].unflatten(-1, (group, 3 * points))
+    offset, mask = by_group.split((2 * points, points), -1)  # (N, Ho, Wo, G, 2*P), (.., G, P)
+    return offset.flatten(-2), mask.flatten(-2)
+
+
+def join_offset_mask(
+    offset: Tensor, mask: Tensor, geometry: Geometry, interleaved: bool, last: int
+) -> Tensor:
+    """The inverse of `split_offset_mask`, with zeros up to `last` entries per pixel."""
+    if not interleaved:
+        return torch.cat((offset, mask), -1)
+    by_group = [tensor.unflatten(-1, (geometry.group, -1)) for tensor in (offset, mask)]
+    joined = torch.cat(by_group, -1).flatten(-2)  # (N, Ho, Wo, G*P*3)
+    return torch.nn.functional.pad(joined, (0, last - joined.shape[-1]))
+
+
+def _normalise(mask: Tensor, geometry: Geometry) -> Tensor:
+    """Softmax over the points of a group, in the accumulation dtype: (N, Ho, Wo, G*P)."""
+    logits = mask.to(accumulation_dtype(mask.dtype)).unflatten(-1, (geometry.group, -1))
+    return logits.softmax(-1).flatten(-2)
+
+
+def dcnv3_fused_reference(
+    input: Tensor, offset_mask: Tensor, geometry: Geometry, softmax: bool, interleaved: bool
+) -> Tensor:
+    """`dcnv3_reference` with offsets and masks in one tensor; differentiable by autograd.
+
+    Args:
+        input: (N, H, W, C).
+        offset_mask: (N, Ho, Wo, G*P*3), see `split_offset_mask`.
+        geometry: the operator's arguments.
+        softmax: the masks are logits: normalise them over the P points of each group.
+        interleaved: the order of `offset_mask`.
+
+    Returns:
+        (N, Ho, Wo, C) in the dtype of `input`.
+    """
+    offset, mask = split_offset_mask(offset_mask, geometry, interleaved)
+    if softmax:
+        mask = _normalise(mask, geometry)
+    return dcnv3_reference(input, offset, mask, geometry)
+
+
+def dcnv3_fused_backward_reference(
+    grad_output: Tensor,
+    input: Tensor,
+    offset_mask: Tensor,
+    geometry: Geometry,
+    softmax: bool,
+    interleaved: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `dcnv3_fused_reference` by `input` and `offset_mask`, written out."""
+    offset, mask = split_offset_mask(offset_mask, geometry, interleaved)
+    if softmax:
+        mask = _normalise(mask, geometry)
+    grad_input, grad_offset, grad_mask = dcnv3_backward_reference(
+        grad_output, input, offset, mask, geometry
+    )
+    if softmax:
+        weight = mask.unflatten(-1, (geometry.group, -1))  # (N, Ho, Wo, G, P)
+        grad = grad_mask.unflatten(-1, (geometry.group, -1))
+        grad_mask = (weight * (grad - (weight * grad).sum(-1, keepdim=True))).flatten(-2)
+    grad_offset_mask = join_offset_mask(
+        grad_offset, grad_mask.to(offset.dtype), geometry, interleaved, offset_mask.shape[-1]
+    )
+    return grad_input, grad_offset_mask

@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ops_dcnv3.functions import choose_backend, dcnv3, dcnv3_reference
 from ops_dcnv3.functions.dcnv3_func import _call
+from ops_dcnv3.functions.registration import any_device_kernels
 from ops_dcnv3.modules import DCNv3
 
 since_2_4 = pytest.mark.skipif(
@@ -137,24 +138,20 @@ def test_flop_counter():
 
 def test_any_device_kernel_is_the_reference():
     """What torch.ops calls where nothing was compiled."""
-    from ops_dcnv3.functions import registration
-
     arguments = random_arguments(geometry())
-    output = registration._forward_any_device(*arguments, *geometry())
+    output = any_device_kernels["dcnv3"](*arguments, *geometry())
     torch.testing.assert_close(output, dcnv3_reference(*arguments, geometry()))
     with pytest.raises(ValueError, match="mask must be"):
-        registration._forward_any_device(*arguments[:2], arguments[2][:1], *geometry())
+        any_device_kernels["dcnv3"](*arguments[:2], arguments[2][:1], *geometry())
 
 
 @since_2_4
 def test_any_device_kernel_has_the_strides_of_its_fake():
     """Compiled code relies on them."""
-    from ops_dcnv3.functions import registration
-
     shape = geometry(group_channels=1)
     arguments = random_arguments(shape)
-    output = registration._forward_any_device(*arguments, *shape)
-    gradients = registration._backward_any_device(output, *arguments, *shape)
+    output = any_device_kernels["dcnv3"](*arguments, *shape)
+    gradients = any_device_kernels["dcnv3_backward"](output, *arguments, *shape)
     assert all(tensor.is_contiguous() for tensor in (output, *gradients))
 
 
