@@ -1,7 +1,8 @@
-"""DCNv3 as functions, their references, and the original package's names."""
+"""DCNv3 and DCNv4 as functions, their references, and the original package's names."""
 
 from .backends import available_backends, choose_backend
 from .dcnv3_func import DCNv3Function, dcnv3, dcnv3_core_pytorch, dcnv3_fused
+from .dcnv4_func import DCNv4Function, dcnv4
 from .geometry import Geometry
 from .reference import (
     dcnv3_backward_reference,
@@ -12,6 +13,7 @@ from .reference import (
 
 __all__ = [
     "DCNv3Function",
+    "DCNv4Function",
     "Geometry",
     "available_backends",
     "choose_backend",
@@ -22,4 +24,5 @@ __all__ = [
     "dcnv3_fused_backward_reference",
     "dcnv3_fused_reference",
     "dcnv3_reference",
+    "dcnv4",
 ]
