@@ -66,12 +66,11 @@ Geometry check(
 }
 
 Geometry check_fused(
-    const at::Tensor& input, const at::Tensor& offset_mask, DCNV3_ARGUMENTS, bool interleaved) {
+    const at::Tensor& input, const at::Tensor& offset_mask, DCNV3_ARGUMENTS) {
   const Geometry s = check_input(input, DCNV3_ARGUMENT_NAMES);
   check_same_kind(offset_mask, "offset_mask", input);
   const int64_t needed = 3 * group * s.points();
-  const bool has_padding =
-      interleaved && offset_mask.dim() == 4 && offset_mask.size(3) > needed;
+  const bool has_padding = offset_mask.dim() == 4 && offset_mask.size(3) > needed;
   const int64_t last = has_padding ? offset_mask.size(3) : needed;
   check_sizes(offset_mask, "offset_mask", {s.batch, s.out_height, s.out_width, last});
   return s;

@@ -22,8 +22,7 @@ namespace dcnv3 {
 // no kernel can read outside its tensors even when called past the Python checks.
 Geometry check(
     const at::Tensor& input, const at::Tensor& offset, const at::Tensor& mask, DCNV3_ARGUMENTS);
-Geometry check_fused(
-    const at::Tensor& input, const at::Tensor& offset_mask, DCNV3_ARGUMENTS, bool interleaved);
+Geometry check_fused(const at::Tensor& input, const at::Tensor& offset_mask, DCNV3_ARGUMENTS);
 void check_grad_output(
     const at::Tensor& grad_output, const at::Tensor& input, const Geometry& geometry);
 

@@ -131,9 +131,10 @@ def dcnv3_fused(
 
     Args:
         input: (N, H, W, C), channels last, C a multiple of `group`.
-        offset_mask: (N, Ho, Wo, group*P*3): group*P*2 offsets as in `dcnv3`, then group*P masks.
-            With `interleaved` the order is DCNv4's: for each group its P*2 offsets and then its P
-            masks; entries after the last group are padding, which is not read.
+        offset_mask: (N, Ho, Wo, L): group*P*2 offsets as in `dcnv3`, then group*P masks. With
+            `interleaved` the order is DCNv4's: for each group its P*2 offsets and then its P masks.
+            L is group*P*3 or more: what follows is padding, which is not read (matrix products
+            like a multiple of 8).
         kernel_size: (height, width) or one int.
         stride: (height, width) or one int, at least 1.
         padding: (height, width) or one int, at least 0.

@@ -140,20 +140,15 @@ def check_shapes(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry
             )
 
 
-def check_fused_shapes(
-    input: Tensor, offset_mask: Tensor, geometry: Geometry, interleaved: bool
-) -> None:
+def check_fused_shapes(input: Tensor, offset_mask: Tensor, geometry: Geometry) -> None:
     """Checks the two tensors of `dcnv3_fused`; raises like `check_shapes`."""
     _check_tensors({"input": input, "offset_mask": offset_mask})
     pixels = _check_input(input, geometry)
     needed = 3 * geometry.group * geometry.points
-    last = offset_mask.shape[-1]
-    fits = last >= needed if interleaved else last == needed
-    if tuple(offset_mask.shape[:3]) != pixels or not fits:
-        or_more = " or more" if interleaved else ""
+    if tuple(offset_mask.shape[:3]) != pixels or offset_mask.shape[-1] < needed:
         raise ValueError(
-            f"dcnv3: offset_mask must be (N, Ho, Wo, group * P * 3) = {(*pixels, needed)}{or_more} "
-            f"with P = kernel_h * kernel_w - remove_center = {geometry.points}, "
+            f"dcnv3: offset_mask must be (N, Ho, Wo, group * P * 3 or more) = {(*pixels, needed)} "
+            f"or more with P = kernel_h * kernel_w - remove_center = {geometry.points}, "
             f"got {tuple(offset_mask.shape)}"
         )
 

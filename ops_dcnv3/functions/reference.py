@@ -212,15 +212,16 @@ def split_offset_mask(
     """Offsets (N, Ho, Wo, G*P*2) and masks (N, Ho, Wo, G*P) out of one tensor.
 
     Args:
-        offset_mask: (N, Ho, Wo, G*P*3): all offsets, then all masks; or, `interleaved`, for each
-            group its 2 * P offsets and then its P masks, and after the last group any padding.
+        offset_mask: (N, Ho, Wo, L), L >= G*P*3: all offsets, then all masks; or, `interleaved`,
+            for each group its 2 * P offsets and then its P masks. The rest is padding.
         geometry: the operator's arguments.
         interleaved: which of the two orders.
     """
     group, points = geometry.group, geometry.points
+    offset_mask = offset_mask[..., : 3 * group * points]
     if not interleaved:
         return offset_mask.split((2 * group * points, group * points), -1)
-    by_group = offset_mask[..., : 3 * group * points].unflatten(-1, (group, 3 * points))
+    by_group = offset_mask.unflatten(-1, (group, 3 * points))
     offset, mask = by_group.split((2 * points, points), -1)  # (N, Ho, Wo, G, 2*P), (.., G, P)
     return offset.flatten(-2), mask.flatten(-2)
 
@@ -229,10 +230,11 @@ def join_offset_mask(
     offset: Tensor, mask: Tensor, geometry: Geometry, interleaved: bool, last: int
 ) -> Tensor:
     """The inverse of `split_offset_mask`, with zeros up to `last` entries per pixel."""
-    if not interleaved:
-        return torch.cat((offset, mask), -1)
-    by_group = [tensor.unflatten(-1, (geometry.group, -1)) for tensor in (offset, mask)]
-    joined = torch.cat(by_group, -1).flatten(-2)  # (N, Ho, Wo, G*P*3)
+    if interleaved:
+        by_group = [tensor.unflatten(-1, (geometry.group, -1)) for tensor in (offset, mask)]
+        joined = torch.cat(by_group, -1).flatten(-2)  # (N, Ho, Wo, G*P*3)
+    else:
+        joined = torch.cat((offset, mask), -1)  # (N, Ho, Wo, G*P*3)
     return torch.nn.functional.pad(joined, (0, last - joined.shape[-1]))
 
 
@@ -249,7 +251,7 @@ def dcnv3_fused_reference(
 
     Args:
         input: (N, H, W, C).
-        offset_mask: (N, Ho, Wo, G*P*3), see `split_offset_mask`.
+        offset_mask: (N, Ho, Wo, L), see `split_offset_mask`.
         geometry: the operator's arguments.
         softmax: the masks are logits: normalise them over the P points of each group.
         interleaved: the order of `offset_mask`.

@@ -50,7 +50,7 @@ def check_fused(
 ) -> None:
     """All argument checks of one `dcnv3_fused` call; see `geometry.py` for what is raised."""
     check_geometry(geometry)
-    check_fused_shapes(input, offset_mask, geometry, interleaved)
+    check_fused_shapes(input, offset_mask, geometry)
     check_dtypes(input=input, offset_mask=offset_mask)
 
 
