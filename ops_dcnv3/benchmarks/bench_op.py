@@ -15,9 +15,9 @@ call of its backward operator. With float16 and bfloat16 grid_sample runs in flo
 positions in half precision are useless.
 
 The limit is the larger of two times: a copy that touches as many bytes as the operator must (inputs
-once, results once), and, forward on a CPU, the loads from the L1 cache that it must make: per
-output pixel, group and 16 channels, each of P points needs 4 x 16 values, 4 weights and an index.
-Several threads share the loads evenly.
+once, results once), and, on a CPU, the loads from the L1 cache that it must make: per output pixel,
+group and 16 channels, each of P points needs 4 x 16 values, 4 weights and an index, and backward
+also the 4 x 16 sums of grad_input. Several threads share the loads evenly.
 """
 
 from __future__ import annotations
@@ -158,12 +158,14 @@ class Layer:
         tensors = [*inputs, self.cotangent] + (inputs if direction == "backward" else [])
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    def vector_loads(self, vector_bytes: int) -> int:
-        """Loads of the forward pass: values in vectors, weights and indices one by one."""
+    def vector_loads(self, direction: str, vector_bytes: int) -> int:
+        """Loads from the L1 cache: values in vectors, weights and indices one by one."""
         batch, height, width, _, group = self.shape
         blocks = -(-self.geometry.group_channels // 16)
-        per_value = -(-16 * self.input.element_size() // vector_bytes)
-        return batch * height * width * group * blocks * POINTS * (4 * per_value + 5)
+        loads = 4 * -(-16 * self.input.element_size() // vector_bytes) + 5
+        if direction == "backward":
+            loads += 4 * -(-16 * max(self.input.element_size(), 4) // vector_bytes)
+        return batch * height * width * group * blocks * POINTS * loads
 
 
 def _kernels(backends: list[str]) -> list[str]:
@@ -180,8 +182,8 @@ def bench(layer: Layer, entry: str, direction: str, options, load_loop: LoadLoop
     candidates = layer.candidates(entry, direction, options.backends)
     timed = dict(candidates)
     timed["copy"] = copy_of(layer.touched_bytes(direction), options.device)
-    if load_loop is not None and direction == "forward":
-        loads = layer.vector_loads(load_loop.vector_bytes) // options.threads
+    if load_loop is not None:
+        loads = layer.vector_loads(direction, load_loop.vector_bytes) // options.threads
         timed["loads"] = lambda: load_loop.run(loads)
     times = median_times(timed, options.rounds, options.device, options.threads)
     limits = {name: times.pop(name) for name in ("copy", "loads") if name in timed}
@@ -195,6 +197,7 @@ def bench(layer: Layer, entry: str, direction: str, options, load_loop: LoadLoop
         "times_ms": times,
         "ratio": {name: times[BASELINE] / time for name, time in times.items()},
         "of_limit": {name: limit / time for name, time in times.items()},
+        "of_copy": {name: limits["copy"] / time for name, time in times.items()},
         "peak_mib": {
             name: peak_extra_bytes(run, options.device) / 2**20 for name, run in candidates.items()
         },
@@ -205,7 +208,7 @@ def mean_of(rows: list[dict]) -> dict:
     """Geometric means of ratios and fractions over the rows of one set."""
     return {
         key: {name: geometric_mean([row[key][name] for row in rows]) for name in rows[0][key]}
-        for key in ("ratio", "of_limit")
+        for key in ("ratio", "of_limit", "of_copy")
     }
 
 
@@ -225,6 +228,8 @@ def table(rows: list[dict], shapes: list[Shape], mean: dict) -> str:
         lines.append(f"| {shape} | {' | '.join(cells)} |")
     cells = [""] * len(limits) + [cell(mean, name) for name in names]
     lines.append(f"| geometric mean | {' | '.join(cells)} |")
+    cells = [""] * len(limits) + [f"{mean['of_copy'][name]:.2f}" for name in names]
+    lines.append(f"| ... of the copy alone | {' | '.join(cells)} |")
     lines += ["", f"| peak extra memory, MiB | {' | '.join(names)} |"]
     lines.append("|---" * (1 + len(names)) + "|")
     for row, shape in zip(rows, shapes):

@@ -63,8 +63,9 @@ def test_limits_count_what_the_operator_touches():
     pixels = 6 * 5
     assert layer.touched_bytes("forward") == pixels * 4 * (32 + 36 + 18 + 32)
     assert layer.touched_bytes("backward") == pixels * 4 * (2 * (32 + 36 + 18) + 32)
-    assert layer.vector_loads(64) == pixels * 2 * 81
-    assert layer.vector_loads(32) == pixels * 2 * 9 * (4 * 2 + 5)
+    assert layer.vector_loads("forward", 64) == pixels * 2 * 81
+    assert layer.vector_loads("forward", 32) == pixels * 2 * 9 * (4 * 2 + 5)
+    assert layer.vector_loads("backward", 64) == pixels * 2 * 9 * (4 + 4 + 5)
 
 
 def test_memory_of_a_known_function():
@@ -107,6 +108,7 @@ def test_quick_run(tmp_path):
         for name, time in times.items():
             assert row["ratio"][name] == pytest.approx(times["grid_sample"] / time)
             assert row["of_limit"][name] == pytest.approx(limit / time)
+            assert row["of_copy"][name] == pytest.approx(row["limits_ms"]["copy"] / time)
             assert table["geometric_mean"]["ratio"][name] == pytest.approx(row["ratio"][name])
         assert min(row["peak_mib"].values()) > 0
 
