@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functions import choose_backend, dcnv3
+from ..functions import choose_backend, dcnv3_fused
+
+PRODUCT_COLUMNS = 8  # matrix products slow down where the width is no multiple of this
 
 
 class ToChannelsLast(nn.Module):
@@ -42,6 +44,11 @@ def _norm_after_conv(channels: int, norm_layer: str) -> nn.Sequential:
     if _choose(norm_layer, _NORMS, "norm_layer") == "LN":
         return nn.Sequential(ToChannelsLast(), nn.LayerNorm(channels, eps=1e-6))
     return nn.Sequential(nn.BatchNorm2d(channels), ToChannelsLast())
+
+
+def _is_plain_linear(layer: nn.Module) -> bool:
+    """Whether the layer is a Linear whose parameters can be used without calling it."""
+    return type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
 class DCNv3(nn.Module):
@@ -140,6 +147,7 @@ class DCNv3(nn.Module):
         self.input_proj = nn.Linear(channels, channels)
         self.output_proj = nn.Linear(channels, channels)
         self.reset_parameters()
+        self.to(memory_format=torch.channels_last)  # the depthwise weights; the input is that, too
 
     def reset_parameters(self) -> None:
         """Zero offsets and equal masks (an ordinary convolution's grid), Xavier projections."""
@@ -168,13 +176,9 @@ class DCNv3(nn.Module):
             )
         value = self.input_proj(x)
         features = self.dw_conv(x.permute(0, 3, 1, 2))  # (N, H, W, C)
-        offset = self.offset(features)  # (N, H, W, G*P*2)
-        mask = self.mask(features).unflatten(-1, (self.group, -1))  # (N, H, W, G, P)
-        mask = mask.softmax(-1).flatten(-2).to(value.dtype)  # (N, H, W, G*P)
-        output = dcnv3(
+        output = dcnv3_fused(
             value,
-            offset,
-            mask,
+            self._offset_and_mask(features),
             kernel_size=self.kernel_size,
             stride=self.stride,
             padding=self.pad,
@@ -188,9 +192,28 @@ class DCNv3(nn.Module):
             gate = F.linear(
                 features, self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias
             ).sigmoid()  # (N, H, W, G)
-            gate = gate.repeat_interleave(self.group_channels, -1)  # (N, H, W, C)
-            output = output * (1 - gate) + value * gate
+            by_group = (self.group, self.group_channels)
+            output, value = output.unflatten(-1, by_group), value.unflatten(-1, by_group)
+            output = torch.lerp(output, value, gate.unsqueeze(-1)).flatten(-2)  # (N, H, W, C)
         return self.output_proj(output)
+
+    def _offset_and_mask(self, features: Tensor) -> Tensor:
+        """Offsets and mask logits in one tensor: (N, H, W, C) -> (N, H, W, G*P*3 + padding).
+
+        One matrix product with the weights of both layers, which stay apart as parameters. Where
+        somebody has replaced or hooked a layer (adapters, quantisation, partitioned parameters),
+        the layers are called.
+        """
+        layers = (self.offset, self.mask)
+        if not all(_is_plain_linear(layer) for layer in layers):
+            return torch.cat([layer(features) for layer in layers], -1)
+        width = sum(layer.out_features for layer in layers)
+        padding = -width % PRODUCT_COLUMNS
+        weight = torch.cat([layer.weight for layer in layers])
+        bias = torch.cat([layer.bias for layer in layers])
+        if padding:
+            weight, bias = F.pad(weight, (0, 0, 0, padding)), F.pad(bias, (0, padding))
+        return F.linear(features, weight, bias)
 
     def extra_repr(self) -> str:
         return (

@@ -1,5 +1,7 @@
 """The layer: keys, initial state, options, and the original package's names."""
 
+import copy
+
 import pytest
 import torch
 
@@ -142,3 +144,65 @@ class TestOriginalNames:
             extension.dcnv3_backward(*detached, *sizes, cotangent, 256, False), gradients
         ):
             assert torch.equal(one, other)
+
+
+# --- one matrix product for offsets and masks -----------------------------------------------------
+
+
+@pytest.mark.parametrize("group", [2, 3, 8])  # 54, 81 and 216 columns: with and without padding
+def test_offsets_and_masks_are_those_of_the_two_layers(group):
+    layer = randomised(DCNv3(24, group=group))
+    features = torch.randn(2, 5, 4, 24, dtype=torch.float64)
+    joined = layer._offset_and_mask(features)
+    assert joined.shape[-1] % 8 == 0
+    expected = torch.cat((layer.offset(features), layer.mask(features)), -1)
+    torch.testing.assert_close(joined[..., : expected.shape[-1]], expected)
+
+
+def test_both_layers_get_their_gradients():
+    layer = randomised(DCNv3(24, group=3))
+    features = torch.randn(2, 5, 4, 24, dtype=torch.float64)
+    weights = torch.randn(2, 5, 4, 3 * 27, dtype=torch.float64)
+    parameters = [*layer.offset.parameters(), *layer.mask.parameters()]
+    actual = (layer._offset_and_mask(features)[..., : 3 * 27] * weights).sum()
+    expected = (torch.cat((layer.offset(features), layer.mask(features)), -1) * weights).sum()
+    torch.testing.assert_close(
+        torch.autograd.grad(actual, parameters), torch.autograd.grad(expected, parameters)
+    )
+
+
+class Scaled(torch.nn.Linear):
+    """A layer that somebody puts in the place of a Linear."""
+
+    def forward(self, x):
+        return 0.5 * super().forward(x)
+
+
+def test_a_replaced_layer_is_called():
+    layer = randomised(DCNv3(16, group=2))
+    x = torch.randn(1, 5, 4, 16, dtype=torch.float64)
+    adapted = copy.deepcopy(layer)
+    adapted.offset = Scaled(16, 36, dtype=torch.float64)
+    adapted.offset.load_state_dict(layer.offset.state_dict())
+    with torch.no_grad():
+        layer.offset.weight.mul_(0.5)
+        layer.offset.bias.mul_(0.5)
+    torch.testing.assert_close(adapted(x), layer(x))
+
+
+def test_hooks_of_the_layers_run():
+    layer = DCNv3(16, group=2)
+    seen = []
+    layer.mask.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    layer(torch.randn(1, 5, 4, 16))
+    assert seen == [(1, 5, 4, 18)]
+
+
+def test_depthwise_weights_stay_channels_last_when_loaded():
+    layer = DCNv3(16, group=2)
+    weight = layer.dw_conv[0].weight
+    assert weight.stride() == (9, 1, 3, 1)
+    plain = {name: tensor.contiguous().clone() for name, tensor in layer.state_dict().items()}
+    plain["dw_conv.0.weight"] = torch.randn(16, 1, 3, 3)
+    layer.load_state_dict(plain)
+    assert torch.equal(weight, plain["dw_conv.0.weight"]) and weight.stride() == (9, 1, 3, 1)
