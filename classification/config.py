@@ -233,10 +233,18 @@ def _validate(config: CfgNode) -> None:
     minmax = config.AUG.CUTMIX_MINMAX
     if minmax is not None and not (len(minmax) == 2 and 0 <= minmax[0] <= minmax[1] <= 1):
         raise ConfigError(f"AUG.CUTMIX_MINMAX needs [low, high] within 0..1, got {minmax}")
-    net = config.MODEL.INTERN_IMAGE
+    read, other = "INTERN_IMAGE", "FLASH_INTERN_IMAGE"
+    if config.MODEL.TYPE == "flash_intern_image":
+        read, other = other, read
+    if config.MODEL[other] != DEFAULTS["MODEL"][other]:
+        raise ConfigError(
+            f"MODEL.{other} is set, but MODEL.TYPE {config.MODEL.TYPE} reads MODEL.{read}: move "
+            "the options there"
+        )
+    net = config.MODEL[read]
     if len(net.DEPTHS) != len(net.GROUPS):
         raise ConfigError(
-            f"MODEL.INTERN_IMAGE.DEPTHS {net.DEPTHS} and GROUPS {net.GROUPS} must have one entry "
+            f"MODEL.{read}.DEPTHS {net.DEPTHS} and GROUPS {net.GROUPS} must have one entry "
             "per stage"
         )
 

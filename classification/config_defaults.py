@@ -25,7 +25,7 @@ DEFAULTS: dict[str, Any] = {
         "MAX_CORRUPT": 50,  # added: more unreadable images than this stop the run
     },
     "MODEL": {
-        "TYPE": "INTERN_IMAGE",  # intern_image | intern_image_meta_former
+        "TYPE": "INTERN_IMAGE",  # intern_image | intern_image_meta_former | flash_intern_image
         "NAME": "intern_image",  # becomes the stem of the YAML
         "PRETRAINED": "",
         "RESUME": "",
@@ -51,7 +51,29 @@ DEFAULTS: dict[str, Any] = {
             "LEVEL2_POST_NORM_BLOCK_IDS": None,
             "CENTER_FEATURE_SCALE": False,
             "REMOVE_CENTER": False,
-            "BACKEND": "",  # added: '' chooses, else pytorch | cpp | cuda
+            "BACKEND": "",  # added: '' chooses, else pytorch | cpp | cuda | triton
+            "CLS_SCALE": 1.5,  # added
+            "NORM_LAYER": "LN",  # added
+            "ACT_LAYER": "GELU",  # added
+        },
+        "FLASH_INTERN_IMAGE": {  # of MODEL.TYPE flash_intern_image
+            "DEPTHS": [4, 4, 18, 4],
+            "GROUPS": [4, 8, 16, 32],
+            "CHANNELS": 64,
+            "LAYER_SCALE": None,
+            "OFFSET_SCALE": 1.0,
+            "MLP_RATIO": 4.0,
+            "CORE_OP": "DCNv4",
+            "POST_NORM": False,
+            "RES_POST_NORM": False,
+            "DW_KERNEL_SIZE": None,  # None: no depthwise convolution
+            "USE_CLIP_PROJECTOR": False,
+            "LEVEL2_POST_NORM": False,
+            "LEVEL2_POST_NORM_BLOCK_IDS": None,
+            "CENTER_FEATURE_SCALE": False,
+            "DCN_OUTPUT_BIAS": False,
+            "MLP_FC2_BIAS": False,
+            "BACKEND": "",  # added
             "CLS_SCALE": 1.5,  # added
             "NORM_LAYER": "LN",  # added
             "ACT_LAYER": "GELU",  # added
@@ -130,6 +152,9 @@ NONE_TYPES: dict[str, type] = {
     "MODEL.INTERN_IMAGE.LAYER_SCALE": float,
     "MODEL.INTERN_IMAGE.DW_KERNEL_SIZE": int,
     "MODEL.INTERN_IMAGE.LEVEL2_POST_NORM_BLOCK_IDS": list,
+    "MODEL.FLASH_INTERN_IMAGE.LAYER_SCALE": float,
+    "MODEL.FLASH_INTERN_IMAGE.DW_KERNEL_SIZE": int,
+    "MODEL.FLASH_INTERN_IMAGE.LEVEL2_POST_NORM_BLOCK_IDS": list,
     "TRAIN.OPTIMIZER.FREEZE_BACKBONE": list,
     "TRAIN.OPTIMIZER.DCN_LR_MUL": float,
     "AUG.CUTMIX_MINMAX": list,
@@ -140,12 +165,16 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "DATA.DATASET": ("imagenet", "imagenet22K", "inat18", "folder"),
     "DATA.INTERPOLATION": ("bicubic", "bilinear", "nearest", "lanczos", "hamming", "box", "random"),
     "DATA.CACHE_MODE": ("no", "part", "full"),
-    "MODEL.TYPE": ("intern_image", "intern_image_meta_former"),
+    "MODEL.TYPE": ("intern_image", "intern_image_meta_former", "flash_intern_image"),
     "MODEL.DROP_PATH_TYPE": ("linear", "uniform"),
     "MODEL.INTERN_IMAGE.CORE_OP": ("DCNv3", "DCNv3_pytorch"),
-    "MODEL.INTERN_IMAGE.BACKEND": ("", "pytorch", "cpp", "cuda"),
+    "MODEL.INTERN_IMAGE.BACKEND": ("", "pytorch", "cpp", "cuda", "triton"),
     "MODEL.INTERN_IMAGE.NORM_LAYER": ("LN", "BN"),
     "MODEL.INTERN_IMAGE.ACT_LAYER": ("GELU", "ReLU", "SiLU"),
+    "MODEL.FLASH_INTERN_IMAGE.CORE_OP": ("DCNv4",),
+    "MODEL.FLASH_INTERN_IMAGE.BACKEND": ("", "pytorch", "cpp", "cuda", "triton"),
+    "MODEL.FLASH_INTERN_IMAGE.NORM_LAYER": ("LN", "BN"),
+    "MODEL.FLASH_INTERN_IMAGE.ACT_LAYER": ("GELU", "ReLU", "SiLU"),
     "TRAIN.LR_SCHEDULER.NAME": ("cosine", "linear", "step"),
     "TRAIN.OPTIMIZER.NAME": ("adamw", "sgd"),
     "AUG.REMODE": ("pixel", "const", "rand"),
@@ -162,6 +191,7 @@ AT_LEAST: dict[str, int] = {
     "DATA.MAX_CORRUPT": 0,
     "MODEL.NUM_CLASSES": 1,
     "MODEL.INTERN_IMAGE.CHANNELS": 1,
+    "MODEL.FLASH_INTERN_IMAGE.CHANNELS": 1,
     "TRAIN.START_EPOCH": 0,
     "TRAIN.EPOCHS": 1,
     "TRAIN.WARMUP_EPOCHS": 0,

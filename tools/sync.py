@@ -22,6 +22,7 @@ COPIES: dict[str, list[str]] = {
     "LICENSE": ["ops_dcnv3/LICENSE"],
     # Task folders add their copy here when they are created.
     "classification/models/intern_image.py": [],
+    "classification/models/flash_intern_image.py": [],
 }
 
 

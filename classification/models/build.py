@@ -8,24 +8,29 @@ from typing import Any
 from torch import nn
 
 from .classifier import InternImageClassifier
+from .flash_classifier import FlashInternImageClassifier
 from .intern_image import check_choice
 from .intern_image_meta_former import InternImageMetaFormer
 
 MODEL_TYPES = {
     "intern_image": InternImageClassifier,
     "intern_image_meta_former": InternImageMetaFormer,
+    "flash_intern_image": FlashInternImageClassifier,
 }
 
 
 def build_model(config: Any) -> nn.Module:
-    """Builds the model of MODEL.TYPE with the options of MODEL and MODEL.INTERN_IMAGE.
+    """Builds the model of MODEL.TYPE with the options of MODEL and of its section.
+
+    The section is MODEL.INTERN_IMAGE, or MODEL.FLASH_INTERN_IMAGE for `flash_intern_image`.
 
     Args:
         config: the tree of `config.py`.
 
     Returns:
-        `intern_image`: called with images (N, 3, H, W); `intern_image_meta_former`: called with
-        images, temporal (N, 4) and spatial (N, 3). Both return (N, MODEL.NUM_CLASSES) logits.
+        `intern_image`, `flash_intern_image`: called with images (N, 3, H, W);
+        `intern_image_meta_former`: called with images, temporal (N, 4) and spatial (N, 3). All
+        return (N, MODEL.NUM_CLASSES) logits.
 
     Raises:
         ValueError: an unknown MODEL.TYPE or an option that does not fit; the message names it.
@@ -37,8 +42,10 @@ def build_model(config: Any) -> nn.Module:
 
 def model_arguments(config: Any) -> dict[str, Any]:
     """The keyword arguments of the model class, read from a config."""
-    options = config.MODEL.INTERN_IMAGE
-    return {
+    is_flash = config.MODEL.TYPE.lower() == "flash_intern_image"
+    section = "FLASH_INTERN_IMAGE" if is_flash else "INTERN_IMAGE"
+    options = config.MODEL[section]
+    arguments = {
         "num_classes": config.MODEL.NUM_CLASSES,
         "drop_rate": config.MODEL.DROP_RATE,
         "drop_path_rate": config.MODEL.DROP_PATH_RATE,
@@ -52,7 +59,7 @@ def model_arguments(config: Any) -> dict[str, Any]:
         "mlp_ratio": options.MLP_RATIO,
         "act_layer": options.ACT_LAYER,
         "norm_layer": options.NORM_LAYER,
-        "layer_scale": number_or_none(options.LAYER_SCALE, "MODEL.INTERN_IMAGE.LAYER_SCALE"),
+        "layer_scale": number_or_none(options.LAYER_SCALE, f"MODEL.{section}.LAYER_SCALE"),
         "offset_scale": options.OFFSET_SCALE,
         "post_norm": options.POST_NORM,
         "res_post_norm": options.RES_POST_NORM,
@@ -60,10 +67,15 @@ def model_arguments(config: Any) -> dict[str, Any]:
         "level2_post_norm": options.LEVEL2_POST_NORM,
         "level2_post_norm_block_ids": options.LEVEL2_POST_NORM_BLOCK_IDS,
         "center_feature_scale": options.CENTER_FEATURE_SCALE,
-        "remove_center": options.REMOVE_CENTER,
         "cls_scale": options.CLS_SCALE,
         "use_clip_projector": options.USE_CLIP_PROJECTOR,
     }
+    if is_flash:
+        arguments["dcn_output_bias"] = options.DCN_OUTPUT_BIAS
+        arguments["mlp_fc2_bias"] = options.MLP_FC2_BIAS
+    else:
+        arguments["remove_center"] = options.REMOVE_CENTER
+    return arguments
 
 
 def number_or_none(value: float | str | None, key: str) -> float | None:

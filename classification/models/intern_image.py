@@ -41,6 +41,7 @@ checkpoints load.
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -48,11 +49,13 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ops_dcnv3.modules import DCNv3
+from ops_dcnv3.modules import DCNv3, DCNv4
 
 __all__ = ["InternImage"]
 
-CORE_OPS = ("DCNv3", "DCNv3_pytorch")
+logger = logging.getLogger(__name__)
+
+CORE_OPS = ("DCNv3", "DCNv3_pytorch", "DCNv4")
 ACT_LAYERS = {"GELU": nn.GELU, "ReLU": nn.ReLU, "SiLU": nn.SiLU}
 NORM_LAYERS = ("LN", "BN")
 DROP_PATH_TYPES = ("linear", "uniform")
@@ -113,9 +116,9 @@ def build_norm(
 def init_linear_layers(module: nn.Module) -> None:
     """Truncated normal (std 0.02) weights and zero biases for every Linear below ``module``.
 
-    DCNv3 is left alone: it starts with zero offsets, uniform masks and Xavier projections.
+    DCNv3 and DCNv4 are left alone: they start with zero offsets and Xavier projections.
     """
-    if isinstance(module, DCNv3):
+    if isinstance(module, (DCNv3, DCNv4)):
         return
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
@@ -170,10 +173,11 @@ class Block(nn.Module):
 
     def __init__(
         self,
-        dcn: DCNv3,
+        dcn: DCNv3 | DCNv4,
         channels: int,
         *,
         mlp_ratio: float,
+        mlp_fc2_bias: bool,
         act_layer: str,
         drop_rate: float,
         drop_path: float,
@@ -188,7 +192,11 @@ class Block(nn.Module):
         self.dcn = dcn
         self.norm2 = build_norm(channels, "LN")
         self.mlp = Mlp(
-            channels, int(channels * mlp_ratio), act_layer=ACT_LAYERS[act_layer], drop=drop_rate
+            channels,
+            int(channels * mlp_ratio),
+            act_layer=ACT_LAYERS[act_layer],
+            bias=(True, mlp_fc2_bias),
+            drop=drop_rate,
         )
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
         self.gamma1 = self.gamma2 = None
@@ -267,7 +275,8 @@ class InternImage(nn.Module):
     """The InternImage trunk: (N, 3, H, W) images -> a list of (N, C_i, H_i, W_i) feature maps.
 
     Args:
-        core_op: 'DCNv3', or 'DCNv3_pytorch' for the plain PyTorch implementation of the operator.
+        core_op: 'DCNv3', 'DCNv3_pytorch' for its plain PyTorch implementation, or 'DCNv4' (see
+            `flash_intern_image.py`, which has that variant's defaults).
         channels: C, the channels of the first level; level i has ``channels * 2**i``.
         depths: blocks per level. As many levels as there are entries.
         groups: DCNv3 groups per level.
@@ -284,13 +293,19 @@ class InternImage(nn.Module):
         post_norm: normalise the outputs of the residual branches instead of their inputs.
         with_cp: gradient checkpointing: recompute each block in the backward pass instead of
             keeping its activations.
-        dw_kernel_size: depthwise kernel of DCNv3's offset branch; None for the kernel size, 3.
+        dw_kernel_size: depthwise kernel of the offset branch; None is the kernel size, 3, in DCNv3
+            and no depthwise convolution in DCNv4.
         res_post_norm: a second norm at the end of each residual branch; has no effect together with
             ``layer_scale`` or ``post_norm`` (its parameters exist all the same, as upstream).
         level2_post_norm: extra norms inside level 2 (the long one) ...
         level2_post_norm_block_ids: ... after these of its blocks; ignored without the former.
-        center_feature_scale: DCNv3 mixes its output with its unsampled input by a learned gate.
-        remove_center: DCNv3 without the central sampling point.
+        center_feature_scale: DCNv3 mixes its output with its unsampled input by a learned gate. As
+            upstream, a model of DCNv4 gets no gate, only the last norm of every level.
+        remove_center: DCNv3 without the central sampling point; no effect on DCNv4, as upstream.
+        dcn_output_bias: whether the operator's last projection has a bias; None: True for DCNv3,
+            which always has it, and False for DCNv4.
+        mlp_fc2_bias: whether the second layer of the MLPs has a bias; None: True for DCNv3, False
+            for DCNv4.
         use_dcn_v4_op: accepted because upstream's configs set it. There it computes the same sum
             with another library's kernel; here ``backend`` chooses the kernel, whatever its value.
         out_indices: the levels that ``forward`` returns, each before its downsampling.
@@ -326,6 +341,8 @@ class InternImage(nn.Module):
         level2_post_norm_block_ids: Sequence[int] | None = None,
         center_feature_scale: bool = False,
         remove_center: bool = False,
+        dcn_output_bias: bool | None = None,
+        mlp_fc2_bias: bool | None = None,
         use_dcn_v4_op: bool = False,
         out_indices: Sequence[int] | None = None,
         frozen_stages: int = -1,
@@ -347,6 +364,26 @@ class InternImage(nn.Module):
                     f"core_op='DCNv3_pytorch' contradicts backend={backend!r}; use core_op='DCNv3'."
                 )
             backend = "pytorch"
+        is_dcnv4 = core_op == "DCNv4"
+        dcn_output_bias = not is_dcnv4 if dcn_output_bias is None else dcn_output_bias
+        mlp_fc2_bias = not is_dcnv4 if mlp_fc2_bias is None else mlp_fc2_bias
+        if is_dcnv4:
+            if remove_center:
+                logger.warning("remove_center=True has no effect with core_op='DCNv4'.")
+            dcn_class = DCNv4
+            dcn_options = {"output_bias": dcn_output_bias}
+        else:
+            if not dcn_output_bias:
+                raise ValueError(
+                    f"dcn_output_bias=False needs core_op='DCNv4': {core_op} always has that bias."
+                )
+            dcn_class = DCNv3
+            dcn_options = {
+                "act_layer": act_layer,
+                "norm_layer": norm_layer,
+                "center_feature_scale": center_feature_scale,
+                "remove_center": remove_center,
+            }
         post_norm_block_ids = level2_post_norm_block_ids if level2_post_norm else ()
         if level2_post_norm:
             check_level2_post_norm(level2_post_norm_block_ids, depths)
@@ -372,20 +409,18 @@ class InternImage(nn.Module):
         for i, width in enumerate(self.level_channels):
             blocks = [
                 Block(
-                    DCNv3(
+                    dcn_class(
                         channels=width,
                         kernel_size=3,
                         dw_kernel_size=dw_kernel_size,
                         group=self.groups[i],
                         offset_scale=offset_scale,
-                        act_layer=act_layer,
-                        norm_layer=norm_layer,
-                        center_feature_scale=center_feature_scale,
-                        remove_center=remove_center,
                         backend=backend,
+                        **dcn_options,
                     ),
                     width,
                     mlp_ratio=mlp_ratio,
+                    mlp_fc2_bias=mlp_fc2_bias,
                     act_layer=act_layer,
                     drop_rate=drop_rate,
                     drop_path=drop_path,

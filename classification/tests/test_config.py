@@ -62,7 +62,8 @@ def test_every_shipped_yaml_is_covered_and_has_a_header():
     files = {str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").rglob("*.yaml")}
     assert files == set(FACTS) | {"toy/internimage_nano_digits.yaml"}
     for name in files:
-        assert (ROOT / "configs" / name).read_text().startswith("# InternImage-")
+        model = "FlashInternImage-" if name.startswith("flash_") else "InternImage-"
+        assert (ROOT / "configs" / name).read_text().startswith(f"# {model}")
 
 
 def test_toy_yaml_never_flips_or_mixes_digits():
@@ -226,6 +227,19 @@ def test_same_base_twice_is_no_cycle(tmp_path):
         ("TRAIN:\n  LR_SCHEDULER:\n    NAME: cosin\n", "did you mean 'cosine'"),
         ("AUG:\n  CUTMIX_MINMAX: [0.5, 0.2]\n", "low, high"),
         ("MODEL:\n  INTERN_IMAGE:\n    DEPTHS: [1, 1]\n", "one entry per stage"),
+        (
+            "MODEL:\n  TYPE: flash_intern_image\n  FLASH_INTERN_IMAGE:\n    GROUPS: [4]\n",
+            "MODEL.FLASH_INTERN_IMAGE.DEPTHS .*one entry per stage",
+        ),
+        (
+            "MODEL:\n  TYPE: flash_intern_image\n  INTERN_IMAGE:\n    POST_NORM: true\n",
+            "MODEL.INTERN_IMAGE is set, but .* flash_intern_image reads MODEL.FLASH_INTERN_IMAGE",
+        ),
+        (
+            "MODEL:\n  FLASH_INTERN_IMAGE:\n    POST_NORM: true\n",
+            "MODEL.FLASH_INTERN_IMAGE is set, but .* intern_image reads MODEL.INTERN_IMAGE",
+        ),
+        ("MODEL:\n  FLASH_INTERN_IMAGE:\n    CORE_OP: DCNv3\n", "'DCNv3', which does not exist"),
         ("DEVICE: gpu\n", "auto, cpu, cuda, cuda:N"),
         ("- a\n- b\n", "must hold 'KEY: value' pairs"),
         ("a: [\n", "not valid YAML"),
