@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -223,7 +223,7 @@ def _head_message(
 def _shape_message(report: LoadReport, source: str) -> str:
     points = all(".dcn.offset." in name or ".dcn.mask." in name for name in report.resized)
     cause = "the centre point was removed" if points else "another configuration"
-    advice = "MODEL.INTERN_IMAGE.REMOVE_CENTER" if points else "MODEL.INTERN_IMAGE"
+    advice = "MODEL.INTERN_IMAGE.REMOVE_CENTER" if points else "options of MODEL"
     return (
         f"{len(report.resized)} weights of {source} have another shape than in this model "
         f"({', '.join(report.resized[:3])}): it was trained with {cause}. Evaluate it with the "
@@ -363,9 +363,22 @@ def describe(state: Mapping[str, torch.Tensor]) -> str:
     return f"channels {channels}, depths {[blocks[level] for level in sorted(blocks)]}"
 
 
+def _core_op(keys: Iterable[str]) -> str | None:
+    """The operator that parameters belong to; None without blocks."""
+    text = " ".join(keys)
+    return "DCNv4" if ".dcn.offset_mask." in text else "DCNv3" if ".dcn." in text else None
+
+
 def _refuse_other_models(
     own: Mapping[str, torch.Tensor], state: State, report: LoadReport, source: str
 ) -> None:
+    file_op, model_op = _core_op(state), _core_op(own)
+    if file_op and model_op and file_op != model_op:
+        wanted = {"DCNv3": "intern_image", "DCNv4": "flash_intern_image"}[file_op]
+        raise CheckpointError(
+            f"{source} was made with {file_op}, the model has {model_op}, whose weights are others: "
+            f"use a configuration with MODEL.TYPE {wanted}"
+        )
     if 2 * len(report.matched) >= len(own):
         return
     causes = [

@@ -16,9 +16,17 @@ from torch import nn
 from weight_recipe import apply_recipe, recipe_cotangent, recipe_input
 
 from config import load_config_file
-from models import FlashInternImage, FlashInternImageClassifier, InternImage, build_model
+from models import (
+    FlashInternImage,
+    FlashInternImageClassifier,
+    InternImage,
+    InternImageClassifier,
+    build_model,
+)
 from ops_dcnv3.modules import DCNv4
 from optimizer import build_optimizer
+from safe_load import CheckpointError
+from weights import load_weights
 
 HERE = Path(__file__).parent
 DATA = json.loads(gzip.decompress((HERE / "data" / "flash_forward.json.gz").read_bytes()))
@@ -302,3 +310,46 @@ def test_learning_rates_of_l():
     assert lr["levels.0.blocks.0.dcn.output_proj.bias"] == pytest.approx(0.9**36)
     for name in ("offset_mask.weight", "offset_mask_dw.weight", "offset_mask_dw.bias"):
         assert lr[f"levels.3.blocks.3.dcn.{name}"] == pytest.approx(0.09)
+
+
+# ---------------------------------------------------------------- the programs
+
+
+def test_train_evaluate_and_predict(nano_yaml, colours, tmp_path, capsys):
+    import main
+    import predict
+
+    cfg = tmp_path / "flash.yaml"
+    text = nano_yaml.read_text().replace("TYPE: intern_image", "TYPE: flash_intern_image")
+    cfg.write_text(text.replace("INTERN_IMAGE:", "FLASH_INTERN_IMAGE:"))
+    output = tmp_path / "run"
+    assert main.main(["--cfg", str(cfg), "--output", str(output)]) == 0
+    checkpoint = output / "flash" / "ckpt_epoch_best.pth"
+    state = torch.load(checkpoint, weights_only=True)["model"]
+    assert state["levels.0.blocks.0.dcn.offset_mask.weight"].shape == (32, 16)
+    flags = ["--cfg", str(cfg), "--output", str(tmp_path / "eval"), "--resume", str(checkpoint)]
+    assert main.main([*flags, "--eval"]) == 0
+    accuracies = [
+        [line.split("22 test images: ")[1] for line in log.splitlines() if "the network on" in line]
+        for log in ((p / "flash/log_rank0.txt").read_text() for p in (output, tmp_path / "eval"))
+    ]
+    assert accuracies[1] == [max(accuracies[0], key=lambda line: float(line.split("%")[0]))]
+    image = colours / "val" / "red" / "000.png"
+    assert predict.main(["--resume", str(checkpoint), "--device", "cpu", str(image)]) == 0
+    assert "red" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flash_file", [True, False])
+def test_weights_of_the_other_operator_are_refused(flash_file):
+    models = [
+        FlashInternImageClassifier(num_classes=5, **TINY),
+        InternImageClassifier(num_classes=5, **TINY),
+    ]
+    file, model = models if flash_file else models[::-1]
+    words = (
+        "x.pth was made with DCNv4, the model has DCNv3.*MODEL.TYPE flash_intern_image"
+        if flash_file
+        else "x.pth was made with DCNv3, the model has DCNv4.*MODEL.TYPE intern_image"
+    )
+    with pytest.raises(CheckpointError, match=words):
+        load_weights(model, {"model": file.state_dict()}, source="x.pth")
