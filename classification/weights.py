@@ -376,7 +376,7 @@ def _refuse_other_models(
     if file_op and model_op and file_op != model_op:
         wanted = {"DCNv3": "intern_image", "DCNv4": "flash_intern_image"}[file_op]
         raise CheckpointError(
-            f"{source} was made with {file_op}, the model has {model_op}, whose weights are others: "
+            f"{source} was made with {file_op}, the model has {model_op}, with other weights: "
             f"use a configuration with MODEL.TYPE {wanted}"
         )
     if 2 * len(report.matched) >= len(own):
