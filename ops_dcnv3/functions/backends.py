@@ -2,6 +2,8 @@
 
     cpp      compiled C++ kernel, CPU tensors
     cuda     compiled CUDA kernel, CUDA tensors
+    triton   Triton kernel, compiled by its first call; CUDA tensors, and with TRITON_INTERPRET=1
+             CPU tensors too
     pytorch  plain PyTorch (`reference.py`), any device
 
 The compiled module is the top-level extension `DCNv3`. Nothing here fails when it is missing,
@@ -10,8 +12,10 @@ broken or built for another PyTorch: the reason is kept and the next backend is 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.machinery
+import importlib.util
 import logging
 import os
 from types import ModuleType
@@ -22,7 +26,8 @@ logger = logging.getLogger(__name__)
 
 ABI_VERSION = 2
 ENVIRONMENT_VARIABLE = "OPS_DCNV3_BACKEND"
-NAMES = ("cpp", "cuda", "pytorch")
+NAMES = ("cpp", "cuda", "triton", "pytorch")
+TRITON_CAPABILITY = (7, 0)
 INSTALL_HINT = "pip install --force-reinstall --no-deps ./ops_dcnv3"
 
 
@@ -71,10 +76,36 @@ if extension is None and not os.environ.get(ENVIRONMENT_VARIABLE):
     )
 
 
+def is_triton_interpreted() -> bool:
+    """Whether Triton kernels run in Triton's interpreter: slow, on any device, for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _triton_problem(interpreted: bool) -> str:
+    """Why Triton kernels cannot run here, or '' if they can. Triton is not imported by asking."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install triton)"
+    if interpreted:
+        return ""
+    if not torch.cuda.is_available():
+        return (
+            "Triton needs a GPU, and none is visible (TRITON_INTERPRET=1 runs it without, slowly)"
+        )
+    capability = torch.cuda.get_device_capability()
+    if torch.version.hip is None and capability < TRITON_CAPABILITY:
+        return "Triton needs a GPU of compute capability {}.{} or more, this one has {}.{}".format(
+            *TRITON_CAPABILITY, *capability
+        )
+    return ""
+
+
 def has_kernel(backend: str) -> bool:
-    """Whether `backend` ('cpp', 'cuda' or 'pytorch') exists in this process."""
+    """Whether `backend` ('cpp', 'cuda', 'triton' or 'pytorch') exists in this process."""
     if backend == "pytorch":
         return True
+    if backend == "triton":
+        return not _triton_problem(is_triton_interpreted())
     if extension is None:
         return False
     return backend == "cpp" or bool(extension.cuda_architectures)
@@ -82,7 +113,7 @@ def has_kernel(backend: str) -> bool:
 
 def available_backends() -> list[str]:
     """Names of the backends that exist in this process, fastest first."""
-    return [name for name in ("cuda", "cpp", "pytorch") if has_kernel(name)]
+    return [name for name in ("cuda", "triton", "cpp", "pytorch") if has_kernel(name)]
 
 
 def _refuse(backend: str, device_type: str) -> str | None:
@@ -91,13 +122,16 @@ def _refuse(backend: str, device_type: str) -> str | None:
         return f"unknown backend {backend!r}; choose one of {', '.join(NAMES)}"
     if backend == "pytorch":
         return None
-    wanted = {"cpp": "cpu", "cuda": "cuda"}[backend]
-    if device_type != wanted:
+    wanted = "cpu" if backend == "cpp" else "cuda"
+    anywhere = backend == "triton" and is_triton_interpreted()
+    if device_type != wanted and not anywhere:
         return f"backend {backend!r} runs on {wanted} tensors, got a {device_type} tensor"
-    if not has_kernel(backend):
-        reason = unavailable_reason or "the installed DCNv3 was compiled without CUDA"
-        return f"backend {backend!r} is not there: {reason}. To compile it: {INSTALL_HINT}"
-    return None
+    if has_kernel(backend):
+        return None
+    if backend == "triton":
+        return f"backend 'triton' is not there: {_triton_problem(is_triton_interpreted())}"
+    reason = unavailable_reason or "the installed DCNv3 was compiled without CUDA"
+    return f"backend {backend!r} is not there: {reason}. To compile it: {INSTALL_HINT}"
 
 
 def choose_backend(device_type: str, backend: str | None = None) -> str:
@@ -110,12 +144,12 @@ def choose_backend(device_type: str, backend: str | None = None) -> str:
 
     Raises:
         ValueError: unknown name, or a backend for another device.
-        RuntimeError: the backend is not compiled here.
+        RuntimeError: the backend is not compiled here, or Triton cannot run.
     """
     forced = backend or os.environ.get(ENVIRONMENT_VARIABLE) or None
     if forced is None:
-        native = {"cpu": "cpp", "cuda": "cuda"}.get(device_type)
-        return native if native and has_kernel(native) else "pytorch"
+        order = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}.get(device_type, ())
+        return next((name for name in order if has_kernel(name)), "pytorch")
     problem = _refuse(forced, device_type)
     if problem is None:
         return forced

@@ -10,6 +10,7 @@ from . import registration
 from .backends import choose_backend
 from .geometry import Geometry
 from .reference import dcnv3_fused_reference, dcnv3_reference
+from .triton_backend import triton_dcnv3, triton_dcnv3_fused
 
 _is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # torch >= 2.3
 
@@ -83,9 +84,9 @@ def dcnv3(
         group: number of groups G; each has C / G channels and its own points.
         offset_scale: multiplies the offsets and the dilated grid around its centre.
         remove_center: leave out the point (kernel_h // 2, kernel_w // 2).
-        backend: 'cpp', 'cuda' or 'pytorch'; None takes the environment variable OPS_DCNV3_BACKEND
-            or else the fastest that is there. Transforms of torch.func and forward-mode
-            differentiation take 'pytorch', the only one that supports them.
+        backend: 'cpp', 'cuda', 'triton' or 'pytorch'; None takes the environment variable
+            OPS_DCNV3_BACKEND or else the fastest that is there. Transforms of torch.func and
+            forward-mode differentiation take 'pytorch', the only one that supports them.
 
     Returns:
         (N, Ho, Wo, C), with Ho = (H + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 and
@@ -159,8 +160,11 @@ def dcnv3_fused(
     options = (bool(softmax), bool(interleaved))
     input, offset_mask = registration.cast_for_autocast(input, offset_mask)
     registration.check_fused(input, offset_mask, geometry, *options)
-    if _choose(backend, input, offset_mask) == "pytorch":
+    chosen = _choose(backend, input, offset_mask)
+    if chosen == "pytorch":
         return dcnv3_fused_reference(input, offset_mask, geometry, *options)
+    if chosen == "triton":
+        return triton_dcnv3_fused(input, offset_mask, geometry, *options)
     return torch.ops.ops_dcnv3.dcnv3_fused(input, offset_mask, *geometry, *options)
 
 
@@ -197,8 +201,11 @@ def _call(
     """Checks, then the operator (compiled kernels) or the reference (plain PyTorch)."""
     input, offset, mask = registration.cast_for_autocast(input, offset, mask)
     registration.check(input, offset, mask, geometry)
-    if _choose(backend, input, offset, mask) == "pytorch":
+    chosen = _choose(backend, input, offset, mask)
+    if chosen == "pytorch":
         return dcnv3_reference(input, offset, mask, geometry)
+    if chosen == "triton":
+        return triton_dcnv3(input, offset, mask, geometry)
     return torch.ops.ops_dcnv3.dcnv3(input, offset, mask, *geometry)
 
 

@@ -261,10 +261,15 @@ def _register_flops(operator: _Operator) -> None:
     register(getattr(torch.ops.ops_dcnv3, f"{operator.name}_backward"))(backward)
 
 
-for _operator in OPERATORS:
-    _register_kernels(_operator)
-    _register_autograd(_operator)
-    _register_autocast(_operator, "AutocastCPU")
-    _register_autocast(_operator, "AutocastCUDA")
+def register(operator: _Operator) -> None:
+    """Everything that torch.ops knows about one operator and its backward."""
+    _register_kernels(operator)
+    _register_autograd(operator)
+    _register_autocast(operator, "AutocastCPU")
+    _register_autocast(operator, "AutocastCUDA")
     if hasattr(torch.utils.flop_counter, "register_flop_formula"):  # torch >= 2.2
-        _register_flops(_operator)
+        _register_flops(operator)
+
+
+for _operator in OPERATORS:
+    register(_operator)

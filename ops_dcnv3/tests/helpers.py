@@ -29,21 +29,22 @@ BACKENDS = [
     for name in ("pytorch", "cpp")
 ] + [
     pytest.param(
-        "cuda",
-        id="cuda",
+        name,
+        id=name,
         marks=[
             pytest.mark.gpu,
             pytest.mark.skipif(
-                not torch.cuda.is_available() or "cuda" not in available_backends(),
-                reason="needs a GPU and the CUDA kernels",
+                not torch.cuda.is_available() or name not in available_backends(),
+                reason=f"needs a GPU and the {what} kernels",
             ),
         ],
     )
+    for name, what in (("cuda", "CUDA"), ("triton", "Triton"))
 ]
 
 
 def device_of(backend: str) -> str:
-    return "cuda" if backend == "cuda" else "cpu"
+    return "cuda" if backend in ("cuda", "triton") else "cpu"
 
 
 class Case:

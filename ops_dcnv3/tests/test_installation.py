@@ -67,7 +67,7 @@ def test_report_fails_when_a_kernel_is_wrong(wrong):
     "name, message",
     [
         ("cuda", "backend 'cuda' runs on cuda tensors, got a cpu tensor"),
-        ("fast", "unknown backend 'fast'; choose one of cpp, cuda, pytorch"),
+        ("fast", "unknown backend 'fast'; choose one of cpp, cuda, triton, pytorch"),
     ],
 )
 def test_report_with_a_backend_that_cannot_run(name, message):
