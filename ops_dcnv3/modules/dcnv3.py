@@ -112,8 +112,8 @@ class DCNv3(nn.Module):
                 f"got stride={stride} and pad={pad}; for other geometries call "
                 "ops_dcnv3.functions.dcnv3 with offsets of your own"
             )
-        if backend is not None and backend != "pytorch":
-            choose_backend({"cpp": "cpu"}.get(backend, backend), backend)  # raises if not there
+        if backend is not None:
+            choose_backend("cpu" if backend == "cpp" else "cuda", backend)  # raises if not there
         self.channels = channels
         self.kernel_size = kernel_size
         self.dw_kernel_size = dw_kernel_size

@@ -71,8 +71,8 @@ class DCNv4(nn.Module):
         _check_arguments(channels, kernel_size, stride, pad, dilation, group, dw_kernel_size)
         if remove_center and kernel_size == 1:
             raise ValueError("remove_center with kernel_size=1 leaves no sampling point")
-        if backend is not None and backend != "pytorch":
-            choose_backend({"cpp": "cpu", "triton": "cuda"}.get(backend, backend), backend)
+        if backend is not None:
+            choose_backend("cpu" if backend == "cpp" else "cuda", backend)  # raises if not there
         self.channels = channels
         self.kernel_size = kernel_size
         self.stride = stride
@@ -98,7 +98,7 @@ class DCNv4(nn.Module):
                 dw_kernel_size,
                 padding=(dw_kernel_size - 1) // 2,
                 groups=channels,
-            )
+            ).to(memory_format=torch.channels_last)  # as its input is
         self.offset_mask = nn.Linear(channels, math.ceil(values / 8) * 8)
         if not without_pointwise:
             self.value_proj = nn.Linear(channels, channels)
@@ -167,8 +167,10 @@ class DCNv4(nn.Module):
             gate = F.linear(
                 output, self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias
             ).sigmoid()  # (N, H, W, G)
-            gate = gate.repeat_interleave(self.group_channels, -1)  # (N, H, W, C)
-            output = output * (1 - gate) + value * gate
+            by_group = (self.group, self.group_channels)
+            output = output.unflatten(-1, by_group)  # (N, H, W, G, D)
+            value = value.to(output.dtype).unflatten(-1, by_group)
+            output = torch.lerp(output, value, gate.unsqueeze(-1)).flatten(-2)  # (N, H, W, C)
         return output if self.without_pointwise else self.output_proj(output)
 
     def extra_repr(self) -> str:

@@ -16,6 +16,7 @@ from helpers import BACKENDS, DATA, device_of
 from ops_dcnv3.functions import (
     DCNv4Function,
     Geometry,
+    available_backends,
     dcnv3,
     dcnv3_fused_backward_reference,
     dcnv3_fused_reference,
@@ -312,6 +313,12 @@ def test_autocast_and_half_precision(options):
         ({"kernel_size": 0}, ValueError, "kernel_size must be at least 1, got 0"),
         ({"kernel_size": 1, "pad": 0, "remove_center": True}, ValueError, "no sampling point"),
         ({"backend": "cpu"}, ValueError, "unknown backend 'cpu'"),
+        pytest.param(
+            {"backend": "triton"},
+            RuntimeError,
+            "backend 'triton' is not there",
+            marks=pytest.mark.skipif("triton" in available_backends(), reason="Triton is there"),
+        ),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
