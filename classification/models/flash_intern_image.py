@@ -19,6 +19,9 @@ mean something else than in InternImage:
 * ``dcn_output_bias``, ``mlp_fc2_bias``: biases that InternImage always has; here not by default.
 * ``center_feature_scale`` adds the last norm of every level and no gate; ``remove_center`` does
   nothing. Both are what the original does.
+
+One difference from the original: ``drop_rate`` (0 in all released models) also acts after the stem,
+as in InternImage.
 """
 
 from __future__ import annotations
