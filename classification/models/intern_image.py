@@ -49,6 +49,7 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ops_dcnv3.functions import apply_linear
 from ops_dcnv3.modules import DCNv3, DCNv4
 
 __all__ = ["InternImage"]
@@ -142,6 +143,7 @@ class Stem(nn.Module):
         self.norm2 = build_norm(channels, norm_layer, channels_first_in=True)
 
     def forward(self, images: Tensor) -> Tensor:
+        images = images.contiguous(memory_format=torch.channels_last)  # like all that follows
         x = self.act(self.norm1(self.conv1(images)))  # (N, C/2, H/2, W/2)
         return self.norm2(self.conv2(x))  # (N, H/4, W/4, C)
 
@@ -222,14 +224,21 @@ class Block(nn.Module):
         x = x + self.drop_path(dcn_out)
 
         if self.post_norm:
-            mlp_out = self.norm2(self.mlp(x))
+            mlp_out = self.norm2(apply_mlp(self.mlp, x))
         else:
-            mlp_out = self.mlp(self.norm2(x))
+            mlp_out = apply_mlp(self.mlp, self.norm2(x))
         if self.use_res_post_norm:
             mlp_out = self.res_post_norm2(mlp_out)
         if self.gamma2 is not None:
             mlp_out = self.gamma2 * mlp_out
         return x + self.drop_path(mlp_out)
+
+
+def apply_mlp(mlp: Mlp, x: Tensor) -> Tensor:
+    """``mlp(x)``; for inference on the CPU, GELU comes inside the first matrix product."""
+    if mlp.training or type(mlp.act) is not nn.GELU or mlp.act.approximate != "none":
+        return mlp(x)
+    return apply_linear(mlp.fc2, apply_linear(mlp.fc1, x, gelu=True))
 
 
 class Level(nn.Module):
@@ -442,6 +451,7 @@ class InternImage(nn.Module):
                 )
             )
         init_linear_layers(self)
+        self.to(memory_format=torch.channels_last)  # convolution weights, for channels-last inputs
         self._freeze()
 
     def forward_levels(self, images: Tensor) -> list[Tensor]:

@@ -4,6 +4,7 @@ from .backends import available_backends, choose_backend
 from .dcnv3_func import DCNv3Function, dcnv3, dcnv3_core_pytorch, dcnv3_fused
 from .dcnv4_func import DCNv4Function, dcnv4
 from .geometry import Geometry
+from .cpu_linear import apply_linear, is_plain_linear, linear
 from .reference import (
     dcnv3_backward_reference,
     dcnv3_fused_backward_reference,
@@ -15,6 +16,7 @@ __all__ = [
     "DCNv3Function",
     "DCNv4Function",
     "Geometry",
+    "apply_linear",
     "available_backends",
     "choose_backend",
     "dcnv3",
@@ -25,4 +27,6 @@ __all__ = [
     "dcnv3_fused_reference",
     "dcnv3_reference",
     "dcnv4",
+    "is_plain_linear",
+    "linear",
 ]

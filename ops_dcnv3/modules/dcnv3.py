@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functions import choose_backend, dcnv3_fused
+from ..functions import apply_linear, choose_backend, dcnv3_fused, is_plain_linear, linear
+from ..functions.registration import cast_for_autocast
 
 PRODUCT_COLUMNS = 8  # matrix products slow down where the width is no multiple of this
 
@@ -44,11 +45,6 @@ def _norm_after_conv(channels: int, norm_layer: str) -> nn.Sequential:
     if _choose(norm_layer, _NORMS, "norm_layer") == "LN":
         return nn.Sequential(ToChannelsLast(), nn.LayerNorm(channels, eps=1e-6))
     return nn.Sequential(nn.BatchNorm2d(channels), ToChannelsLast())
-
-
-def _is_plain_linear(layer: nn.Module) -> bool:
-    """Whether the layer is a Linear whose parameters can be used without calling it."""
-    return type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
 class DCNv3(nn.Module):
@@ -151,12 +147,12 @@ class DCNv3(nn.Module):
 
     def reset_parameters(self) -> None:
         """Zero offsets and equal masks (an ordinary convolution's grid), Xavier projections."""
-        for linear in (self.offset, self.mask):
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
-        for linear in (self.input_proj, self.output_proj):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        for layer in (self.offset, self.mask):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        for layer in (self.input_proj, self.output_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Applies the layer.
@@ -174,7 +170,8 @@ class DCNv3(nn.Module):
             raise ValueError(
                 f"DCNv3 expects (N, H, W, {self.channels}), got {tuple(x.shape)}{hint}"
             )
-        value = self.input_proj(x)
+        (x,) = cast_for_autocast(x)  # once for both branches
+        value = apply_linear(self.input_proj, x)
         features = self.dw_conv(x.permute(0, 3, 1, 2))  # (N, H, W, C)
         output = dcnv3_fused(
             value,
@@ -195,7 +192,7 @@ class DCNv3(nn.Module):
             by_group = (self.group, self.group_channels)
             output, value = output.unflatten(-1, by_group), value.unflatten(-1, by_group)
             output = torch.lerp(output, value, gate.unsqueeze(-1)).flatten(-2)  # (N, H, W, C)
-        return self.output_proj(output)
+        return apply_linear(self.output_proj, output)
 
     def _offset_and_mask(self, features: Tensor) -> Tensor:
         """Offsets and mask logits in one tensor: (N, H, W, C) -> (N, H, W, G*P*3 + padding).
@@ -205,7 +202,7 @@ class DCNv3(nn.Module):
         the layers are called.
         """
         layers = (self.offset, self.mask)
-        if not all(_is_plain_linear(layer) for layer in layers):
+        if not all(is_plain_linear(layer) for layer in layers):
             return torch.cat([layer(features) for layer in layers], -1)
         width = sum(layer.out_features for layer in layers)
         padding = -width % PRODUCT_COLUMNS
@@ -213,7 +210,7 @@ class DCNv3(nn.Module):
         bias = torch.cat([layer.bias for layer in layers])
         if padding:
             weight, bias = F.pad(weight, (0, 0, 0, padding)), F.pad(bias, (0, padding))
-        return F.linear(features, weight, bias)
+        return linear(features, weight, bias)
 
     def extra_repr(self) -> str:
         return (

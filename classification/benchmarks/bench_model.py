@@ -1,0 +1,234 @@
+"""Times InternImage against ConvNeXt, Swin and itself on the grid_sample formulation of DCNv3.
+
+    python classification/benchmarks/bench_model.py [--sizes tiny] [--batch 1 8] [--train]
+        [--dtypes float32 bfloat16] [--compile] [--threads 1] [--rounds 7] [--json FILE]
+
+All candidates of one table take turns within one process, and the ratios of the medians are what
+counts: absolute figures vary with the machine's load. bfloat16 is autocast over float32 weights.
+Offsets are random (about one pixel), as after training; a fresh model samples a regular grid. On a
+GPU (`--device cuda`) inference at batch 1 replays a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+
+CLASSIFICATION = Path(__file__).resolve().parent.parent
+sys.path += [str(CLASSIFICATION), str(CLASSIFICATION.parent / "ops_dcnv3" / "benchmarks")]
+
+from grid_sample_baseline import grid_sample_dcnv3  # noqa: E402
+from measure import environment, median_times, peak_extra_bytes  # noqa: E402
+
+from config import get_config  # noqa: E402
+from models import build_model  # noqa: E402
+from ops_dcnv3.functions import Geometry  # noqa: E402
+from ops_dcnv3.modules import DCNv3  # noqa: E402
+
+SIZES = {
+    "nano": ("toy/internimage_nano_digits", "test_convnext", "test_vit"),
+    "tiny": ("internimage_t_1k_224", "convnext_tiny", "swin_tiny_patch4_window7_224"),
+    "small": ("internimage_s_1k_224", "convnext_small", "swin_small_patch4_window7_224"),
+    "base": ("internimage_b_1k_224", "convnext_base", "swin_base_patch4_window7_224"),
+    "large": ("internimage_l_22kto1k_384", "convnext_large", "swin_large_patch4_window12_384"),
+}
+CLASSES = 1000
+
+
+def grid_sample_layer(layer: DCNv3, x: Tensor) -> Tensor:
+    """The layer without a kernel: two matrix products, PyTorch's softmax, `grid_sample`."""
+    value = layer.input_proj(x)
+    features = layer.dw_conv(x.permute(0, 3, 1, 2))  # (N, H, W, C)
+    offset = layer.offset(features).to(value.dtype)  # (N, H, W, G*P*2)
+    mask = layer.mask(features).unflatten(-1, (layer.group, -1))  # (N, H, W, G, P)
+    mask = mask.softmax(-1).flatten(-2).to(value.dtype)  # (N, H, W, G*P)
+    pairs = (layer.kernel_size, layer.stride, layer.pad, layer.dilation)
+    geometry = Geometry(
+        *(value for number in pairs for value in (number, number)),
+        layer.group,
+        layer.group_channels,
+        layer.offset_scale,
+        layer.remove_center,
+    )
+    return layer.output_proj(grid_sample_dcnv3(value, offset, mask, geometry))
+
+
+def intern_image(name: str, size: int) -> nn.Module:
+    """An InternImage of one of the config files, with offsets of about one pixel."""
+    torch.manual_seed(0)
+    options = ["DATA.IMG_SIZE", size, "MODEL.NUM_CLASSES", CLASSES, "TRAIN.USE_CHECKPOINT", False]
+    options = [str(option) for option in options]
+    path = CLASSIFICATION / "configs" / f"{name}.yaml"
+    model = build_model(get_config(argparse.Namespace(cfg=path, opts=options)))
+    for module in model.modules():
+        if isinstance(module, DCNv3):
+            nn.init.normal_(module.offset.bias)
+            nn.init.normal_(module.mask.bias)
+    return model
+
+
+def on_grid_sample(model: nn.Module) -> nn.Module:
+    """The model with every DCNv3 layer computed by `grid_sample_layer`."""
+    for module in model.modules():
+        if isinstance(module, DCNv3):
+            module.forward = functools.partial(grid_sample_layer, module)
+    return model
+
+
+def build_models(size_name: str, image_size: int | None, device: str) -> dict[str, nn.Module]:
+    """The four models of a size by the names that the tables use."""
+    ours, convnext, swin = SIZES[size_name]
+    side = image_size or (384 if "384" in ours else 224)
+    swin_options = {"img_size": side} if swin.startswith("swin") else {}
+    models = {
+        f"InternImage {size_name}": intern_image(ours, side),
+        "grid_sample": on_grid_sample(intern_image(ours, side)),
+        convnext: timm.create_model(convnext, num_classes=CLASSES),
+        swin.split("_patch")[0]: timm.create_model(swin, num_classes=CLASSES, **swin_options),
+    }
+    return {name: model.to(device) for name, model in models.items()}
+
+
+def inference(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Callable[[], None]:
+    """One forward pass without gradients."""
+    model.eval()
+    reduced = dtype != torch.float32
+
+    def run() -> None:
+        with torch.inference_mode(), torch.autocast(images.device.type, dtype, enabled=reduced):
+            model(images)
+
+    if images.device.type != "cuda" or len(images) > 1:
+        return run
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def training_step(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Callable[[], None]:
+    """Forward and backward pass with a cross-entropy loss; the optimizer is left out."""
+    model.train()
+    labels = torch.randint(CLASSES, (len(images),), device=images.device)
+    reduced = dtype != torch.float32
+
+    def run() -> None:
+        with torch.autocast(images.device.type, dtype, enabled=reduced):
+            loss = nn.functional.cross_entropy(model(images).float(), labels)
+        model.zero_grad(set_to_none=True)
+        loss.backward()
+
+    return run
+
+
+def bench(options: argparse.Namespace, size_name: str, batch: int, train: bool) -> dict:
+    """One table: every model, dtype and mode at one batch size."""
+    models = build_models(size_name, options.image_size, options.device)
+    side = options.image_size or (384 if "384" in SIZES[size_name][0] else 224)
+    images = torch.randn(batch, 3, side, side, device=options.device)
+    make = training_step if train else inference
+    runs: dict[tuple[str, str, str], Callable[[], None]] = {}
+    for name, model in models.items():
+        for dtype_name in options.dtypes:
+            dtype = getattr(torch, dtype_name)
+            if name == "grid_sample" and dtype != torch.float32:
+                continue  # the yardstick of every row is its float32
+            runs[name, dtype_name, "eager"] = make(model, images, dtype)
+            if options.compile and name != "grid_sample":
+                for mode, dynamic in (("compiled", False), ("compiled, dynamic", True)):
+                    if mode == "compiled, dynamic" and not name.startswith("InternImage"):
+                        continue
+                    # reset() keeps one mode's graphs from serving another
+                    compiled = torch.compile(model, dynamic=dynamic)
+                    runs[name, dtype_name, mode] = make(compiled, images, dtype)
+    times = median_times(runs, options.rounds, options.device, options.threads)
+    memory = {key: peak_extra_bytes(run, options.device) for key, run in runs.items()}
+    return {
+        "size": size_name,
+        "pass": "training step" if train else "inference",
+        "batch": batch,
+        "image size": side,
+        "rows": [
+            {
+                "model": key[0],
+                "dtype": key[1],
+                "mode": key[2],
+                "ms": times[key],
+                "images per second": 1e3 * batch / times[key],
+                "peak extra MiB": memory[key] / 2**20,
+            }
+            for key in runs
+        ],
+    }
+
+
+def markdown(table: dict) -> str:
+    """The table with ratios to the float32 eager runs of the other models."""
+    names = list(dict.fromkeys(row["model"] for row in table["rows"]))
+    base = {
+        row["model"]: row["ms"]
+        for row in table["rows"]
+        if (row["dtype"], row["mode"]) == (table["rows"][0]["dtype"], "eager")
+    }
+    lines = [
+        f"InternImage {table['size']}, {table['pass']}, batch {table['batch']}, "
+        f"{table['image size']} x {table['image size']}",
+        "",
+        "| model | dtype | mode | images/s | ms | peak extra MiB | "
+        + " | ".join(f"x {name}" for name in names[1:])
+        + " |",
+        "|---" * (5 + len(names)) + "|",
+    ]
+    for row in table["rows"]:
+        ratios = [f"{base[name] / row['ms']:.2f}" for name in names[1:]]
+        lines.append(
+            f"| {row['model']} | {row['dtype']} | {row['mode']} "
+            f"| {row['images per second']:.2f} | {row['ms']:.1f} | {row['peak extra MiB']:.0f} | "
+            + " | ".join(ratios)
+            + " |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", nargs="+", default=["tiny"], choices=list(SIZES))
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--train", action="store_true", help="training steps, not inference")
+    parser.add_argument("--compile", action="store_true", help="torch.compile too")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--image-size", type=int, help="default: that of the config")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures here")
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("bench_model: --device cuda, but PyTorch sees no GPU; leave it out for the CPU")
+    torch.set_num_threads(options.threads)
+    facts = environment(options.device, options.threads)
+    print(", ".join(f"{key} {value}" for key, value in facts.items()), end="\n\n", flush=True)
+    tables = []
+    for size_name in options.sizes:
+        for batch in options.batch:
+            tables.append(bench(options, size_name, batch, options.train))
+            print(markdown(tables[-1]), end="\n\n", flush=True)
+    if options.json:
+        Path(options.json).write_text(json.dumps({**facts, "tables": tables}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

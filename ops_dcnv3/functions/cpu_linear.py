@@ -1,0 +1,92 @@
+"""Linear layers for inference on the CPU, with bias and GELU inside the matrix product.
+
+PyTorch's own path copies the bias into the result before it multiplies, and GELU reads and writes
+the result once more. In InternImage these passes cost as much as the sampling does. oneDNN, which
+PyTorch ships, has all three in one call. Nothing but the speed differs: wherever that call does
+not apply (gradients, GPUs, graphs, other dtypes), the ordinary functions run.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .registration import autocast_dtype
+
+_is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # torch >= 2.3
+
+
+def _find_pointwise():
+    """oneDNN's linear layer with what follows it, or None in a PyTorch without it."""
+    if not torch.backends.mkldnn.is_available():
+        return None
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+_pointwise = _find_pointwise()
+
+
+def _supported_dtypes() -> tuple[torch.dtype, ...]:
+    if getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)():
+        return torch.float32, torch.bfloat16
+    return (torch.float32,)
+
+
+_dtypes = _supported_dtypes() if _pointwise is not None else ()
+
+
+def _is_plain_inference(*tensors: Tensor) -> bool:
+    """Whether nobody watches: no autograd, no graph, no mode, no subclass; CPU only."""
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return False
+    if _is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
+        return False
+    return torch.backends.mkldnn.enabled and all(
+        tensor.device.type == "cpu"
+        and type(tensor) in (Tensor, nn.Parameter)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        for tensor in tensors
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+    """`torch.nn.functional.linear`, followed by the exact GELU if asked for.
+
+    Args:
+        x: (..., in).
+        weight: (out, in).
+        bias: (out,), or None.
+        gelu: apply x * Phi(x) to the result.
+
+    Returns:
+        (..., out); under autocast in its dtype.
+    """
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    if _pointwise is not None and x.numel() and _is_plain_inference(*tensors):
+        dtype = autocast_dtype("cpu") or x.dtype
+        if dtype in _dtypes and all(tensor.is_floating_point() for tensor in tensors):
+            if autocast_dtype("cpu") is not None:
+                tensors = tuple(tensor.to(dtype) for tensor in tensors)
+            if all(tensor.dtype == dtype for tensor in tensors):
+                x, weight, *biases = tensors
+                then = ("gelu", [], "none") if gelu else ("none", [], "")
+                return _pointwise(x, weight, biases[0] if biases else None, *then)
+    result = F.linear(x, weight, bias)
+    return F.gelu(result) if gelu else result
+
+
+def is_plain_linear(layer: nn.Module) -> bool:
+    """Whether the layer is a Linear whose parameters can be used without calling it.
+
+    Not so where somebody has replaced or hooked it: adapters, quantisation, partitioned parameters.
+    """
+    return type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
+
+
+def apply_linear(layer: nn.Module, x: Tensor, gelu: bool = False) -> Tensor:
+    """`layer(x)`, followed by GELU if asked for, through `linear` where that is the same."""
+    if is_plain_linear(layer):
+        return linear(x, layer.weight, layer.bias, gelu)
+    result = layer(x)
+    return F.gelu(result) if gelu else result
