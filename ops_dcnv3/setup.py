@@ -107,10 +107,15 @@ def extension(torch, with_cuda: bool):
     macros = [("DCNV3_ABI_VERSION", str(ABI_VERSION))]
     arguments = {"cxx": ["-O3", "-g0", "-fvisibility=hidden"]}
     sources = ["csrc/module.cpp", "csrc/dcnv3_check.cpp", "csrc/dcnv3_cpu.cpp"]
+    # One source per instruction set; which one runs is decided where it runs.
+    sources += [f"csrc/dcnv3_cpu_{name}.cpp" for name in ("exact", "portable", "avx2", "avx512")]
     if sys.platform == "linux":
         # at::parallel_for is serial without it; the symbols come from the OpenMP that torch loads
         arguments["cxx"].append("-fopenmp")
-    elif sys.platform == "win32":
+    if sys.platform != "win32":
+        # sums are fused where the source says so, hence in the same way in every copy of a loop
+        arguments["cxx"].append("-ffp-contract=off")
+    else:
         arguments["cxx"] = ["/O2", "/openmp"]
     if with_cuda:
         sources.append("csrc/dcnv3_cuda.cu")

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <string>
 #include <tuple>
 
 #include "dcnv3_core.h"
@@ -25,5 +26,10 @@ Geometry check(
 Geometry check_fused(const at::Tensor& input, const at::Tensor& offset_mask, DCNV3_ARGUMENTS);
 void check_grad_output(
     const at::Tensor& grad_output, const at::Tensor& input, const Geometry& geometry);
+
+// The instruction set of the CPU kernels, "exact" if there are none, and the choice of another (the
+// best for an empty name).
+std::string cpu_level();
+void set_cpu_level(const std::string& name);
 
 }  // namespace dcnv3

@@ -59,6 +59,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 #else
   m.attr("multi_threaded") = true;
 #endif
+  m.def("cpu_level", &dcnv3::cpu_level, "The instruction set of the CPU kernels.");
+  m.def(
+      "set_cpu_level", &dcnv3::set_cpu_level, py::arg("name"),
+      "Chooses the CPU kernels: 'avx512', 'avx2', 'portable', or '' for the best. For tests: not "
+      "while an operator runs.");
   m.def(
       "dcnv3_forward", &dcnv3_forward, py::arg("input"), py::arg("offset"), py::arg("mask"),
       py::arg("kernel_h"), py::arg("kernel_w"), py::arg("stride_h"), py::arg("stride_w"),
