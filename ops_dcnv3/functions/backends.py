@@ -12,7 +12,6 @@ broken or built for another PyTorch: the reason is kept and the next backend is 
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.machinery
 import importlib.util
@@ -27,7 +26,7 @@ logger = logging.getLogger(__name__)
 ABI_VERSION = 2
 ENVIRONMENT_VARIABLE = "OPS_DCNV3_BACKEND"
 NAMES = ("cpp", "cuda", "triton", "pytorch")
-TRITON_CAPABILITY = (7, 0)
+TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 INSTALL_HINT = "pip install --force-reinstall --no-deps ./ops_dcnv3"
 
 
@@ -81,21 +80,13 @@ def is_triton_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@functools.cache
-def _triton_problem(interpreted: bool) -> str:
+def _triton_problem() -> str:
     """Why Triton kernels cannot run here, or '' if they can. Triton is not imported by asking."""
-    if importlib.util.find_spec("triton") is None:
+    if not TRITON_INSTALLED:
         return "Triton is not installed (pip install triton)"
-    if interpreted:
-        return ""
-    if not torch.cuda.is_available():
+    if not is_triton_interpreted() and not torch.cuda.is_available():
         return (
             "Triton needs a GPU, and none is visible (TRITON_INTERPRET=1 runs it without, slowly)"
-        )
-    capability = torch.cuda.get_device_capability()
-    if torch.version.hip is None and capability < TRITON_CAPABILITY:
-        return "Triton needs a GPU of compute capability {}.{} or more, this one has {}.{}".format(
-            *TRITON_CAPABILITY, *capability
         )
     return ""
 
@@ -105,7 +96,7 @@ def has_kernel(backend: str) -> bool:
     if backend == "pytorch":
         return True
     if backend == "triton":
-        return not _triton_problem(is_triton_interpreted())
+        return not _triton_problem()
     if extension is None:
         return False
     return backend == "cpp" or bool(extension.cuda_architectures)
@@ -129,7 +120,7 @@ def _refuse(backend: str, device_type: str) -> str | None:
     if has_kernel(backend):
         return None
     if backend == "triton":
-        return f"backend 'triton' is not there: {_triton_problem(is_triton_interpreted())}"
+        return f"backend 'triton' is not there: {_triton_problem()}"
     reason = unavailable_reason or "the installed DCNv3 was compiled without CUDA"
     return f"backend {backend!r} is not there: {reason}. To compile it: {INSTALL_HINT}"
 
