@@ -9,7 +9,13 @@ import torch
 
 from . import __version__
 from .functions import Geometry, available_backends, choose_backend, dcnv3, dcnv3_reference
-from .functions.backends import ENVIRONMENT_VARIABLE, INSTALL_HINT, extension, unavailable_reason
+from .functions.backends import (
+    ENVIRONMENT_VARIABLE,
+    INSTALL_HINT,
+    extension,
+    triton_problem,
+    unavailable_reason,
+)
 
 TOLERANCE = 1e-4  # float32 kernels against the float64 reference, values of order one
 
@@ -23,8 +29,12 @@ def _report() -> None:
     else:
         cuda = extension.cuda_architectures
         threads = "multi-threaded" if extension.multi_threaded else "one thread"
-        print(f"compiled kernels: CPU ({threads}), built with torch {extension.torch_version}")
+        print(
+            f"compiled kernels: CPU ({extension.cpu_level()}, {threads}), "
+            f"built with torch {extension.torch_version}"
+        )
         print(f"CUDA kernels: {'for ' + cuda if cuda else 'none (OPS_DCNV3_CUDA=1 builds them)'}")
+    print(f"Triton kernels: {triton_problem() or 'there, compiled by their first call'}")
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
         print(f"GPU: {torch.cuda.get_device_name()} (compute capability {major}.{minor})")

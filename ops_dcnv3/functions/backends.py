@@ -67,7 +67,7 @@ def _load_extension() -> tuple[ModuleType | None, str]:
 extension, unavailable_reason = _load_extension()
 if extension is None and not os.environ.get(ENVIRONMENT_VARIABLE):
     logger.warning(
-        "ops_dcnv3 runs in plain PyTorch, several times slower: %s. To compile it: %s "
+        "ops_dcnv3 runs in plain PyTorch on the CPU, many times slower: %s. To compile it: %s "
         "(%s=pytorch silences this)",
         unavailable_reason,
         INSTALL_HINT,
@@ -80,7 +80,7 @@ def is_triton_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _triton_problem() -> str:
+def triton_problem() -> str:
     """Why Triton kernels cannot run here, or '' if they can. Triton is not imported by asking."""
     if not TRITON_INSTALLED:
         return "Triton is not installed (pip install triton)"
@@ -96,7 +96,7 @@ def has_kernel(backend: str) -> bool:
     if backend == "pytorch":
         return True
     if backend == "triton":
-        return not _triton_problem()
+        return not triton_problem()
     if extension is None:
         return False
     return backend == "cpp" or bool(extension.cuda_architectures)
@@ -120,7 +120,7 @@ def _refuse(backend: str, device_type: str) -> str | None:
     if has_kernel(backend):
         return None
     if backend == "triton":
-        return f"backend 'triton' is not there: {_triton_problem()}"
+        return f"backend 'triton' is not there: {triton_problem()}"
     reason = unavailable_reason or "the installed DCNv3 was compiled without CUDA"
     return f"backend {backend!r} is not there: {reason}. To compile it: {INSTALL_HINT}"
 

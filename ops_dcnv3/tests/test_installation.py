@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ops_dcnv3.functions import available_backends
+from ops_dcnv3.functions.backends import ABI_VERSION, TRITON_INSTALLED, extension
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = PACKAGE.parent
@@ -45,6 +46,20 @@ def test_report():
     assert result.returncode == 0, result.stdout + result.stderr
     assert "cpu tensors use" in result.stdout and "self-test on cpu" in result.stdout
     assert "passed" in result.stdout
+    assert "Triton kernels: " in result.stdout
+    if "cpp" in available_backends():
+        assert f"compiled kernels: CPU ({extension.cpu_level()}" in result.stdout
+
+
+def test_report_with_triton():
+    """In its interpreter it needs no GPU, and the self-test runs through it."""
+    if not TRITON_INSTALLED:
+        pytest.skip("Triton is not installed")
+    environment = {"TRITON_INTERPRET": "1", "OPS_DCNV3_BACKEND": "triton"}
+    result = python("-m", "ops_dcnv3", cwd="/", **environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Triton kernels: there" in result.stdout
+    assert "self-test on cpu (triton): passed" in result.stdout
 
 
 @pytest.mark.parametrize("wrong", ["grad_input * 1.001", "grad_input * float('nan')"])
@@ -183,12 +198,14 @@ def test_a_module_for_another_version_is_refused(tmp_path):
     (tmp_path / "DCNv3.py").write_text("compiled = True\nabi_version = 0\ntorch_version = 'x'\n")
     code = "from ops_dcnv3.functions import backends as b; print(b.unavailable_reason)"
     result = python("-c", code, cwd="/", PYTHONPATH=str(tmp_path))
-    assert "has interface version 0, this package needs 1" in result.stdout, result.stderr
+    message = f"has interface version 0, this package needs {ABI_VERSION}"
+    assert message in result.stdout, result.stderr
 
 
 def test_a_module_for_another_torch_is_refused(tmp_path):
     (tmp_path / "DCNv3.py").write_text(
-        "compiled = True\nabi_version = 1\ntorch_version = '1.0.0'\ncuda_architectures = ''\n"
+        f"compiled = True\nabi_version = {ABI_VERSION}\ntorch_version = '1.0.0'\n"
+        "cuda_architectures = ''\n"
     )
     code = "from ops_dcnv3.functions import backends as b; print(b.unavailable_reason)"
     result = python("-c", code, cwd="/", PYTHONPATH=str(tmp_path))
