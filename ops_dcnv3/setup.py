@@ -11,8 +11,10 @@ without compiled kernels; the reason is recorded and shown by `python -m ops_dcn
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import site
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -23,7 +25,9 @@ from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
 ABI_VERSION = 2  # the same number stands in functions/backends.py
-DEFAULT_ARCHITECTURES = "8.0;8.6;8.9;9.0+PTX"
+# GPU architectures of a build without a GPU, by the CUDA version that introduced them. Newer GPUs
+# run the last one's intermediate code (PTX), which the driver compiles.
+ARCHITECTURES = {"8.0": (11, 0), "8.6": (11, 1), "8.9": (11, 8), "9.0": (11, 8), "10.0": (12, 8)}
 
 
 def say(message: str) -> None:
@@ -70,6 +74,18 @@ def find_cuda() -> bool:
     return False
 
 
+def default_architectures(torch) -> str:
+    """What both nvcc and PyTorch know, as in TORCH_CUDA_ARCH_LIST."""
+    nvcc = str(Path(os.environ["CUDA_HOME"], "bin", "nvcc"))
+    answer = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+)\.(\d+)", answer)
+    versions = [tuple(map(int, torch.version.cuda.split(".")[:2]))]
+    if release is not None:
+        versions.append((int(release[1]), int(release[2])))
+    names = [name for name, since in ARCHITECTURES.items() if since <= min(versions)]
+    return ";".join(names) + "+PTX"
+
+
 def wants_cuda(torch) -> bool:
     """Whether to build the CUDA kernels; raises when they are demanded and cannot be built."""
     choice = os.environ.get("OPS_DCNV3_CUDA", "")
@@ -91,7 +107,7 @@ def wants_cuda(torch) -> bool:
                 f"(now {os.environ.get('CUDA_HOME')})"
             )
         if not torch.cuda.is_available():
-            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
+            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_architectures(torch))
         return True
     if not torch.cuda.is_available():
         return False
@@ -118,8 +134,8 @@ def extension(torch, with_cuda: bool):
     else:
         arguments["cxx"] = ["/O2", "/openmp"]
     if with_cuda:
-        sources.append("csrc/dcnv3_cuda.cu")
-        arguments["nvcc"] = ["-O3", "--extended-lambda", "--expt-relaxed-constexpr"]
+        sources += ["csrc/dcnv3_cuda.cpp", "csrc/dcnv3_cuda_kernels.cu"]
+        arguments["nvcc"] = ["-O3", "--threads", "2"]  # two architectures at a time
         architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";")
         if not architectures:
             devices = range(torch.cuda.device_count())
