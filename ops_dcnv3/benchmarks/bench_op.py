@@ -158,14 +158,14 @@ class Layer:
         tensors = [*inputs, self.cotangent] + (inputs if direction == "backward" else [])
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    def vector_loads(self, direction: str, vector_bytes: int) -> int:
-        """Loads from the L1 cache: values in vectors, weights and indices one by one."""
+    def loads(self, direction: str, vector_bytes: int) -> tuple[int, int, int]:
+        """Points times blocks of 16 channels, and vectors per neighbour: values, sums."""
         batch, height, width, _, group = self.shape
         blocks = -(-self.geometry.group_channels // 16)
-        loads = 4 * -(-16 * self.input.element_size() // vector_bytes) + 5
-        if direction == "backward":
-            loads += 4 * -(-16 * max(self.input.element_size(), 4) // vector_bytes)
-        return batch * height * width * group * blocks * POINTS * loads
+        size = self.input.element_size()
+        values, sums = (-(-16 * bytes // vector_bytes) for bytes in (size, max(size, 4)))
+        points = batch * height * width * group * blocks * POINTS
+        return points, values, sums if direction == "backward" else 0
 
 
 def _kernels(backends: list[str]) -> list[str]:
@@ -183,8 +183,8 @@ def bench(layer: Layer, entry: str, direction: str, options, load_loop: LoadLoop
     timed = dict(candidates)
     timed["copy"] = copy_of(layer.touched_bytes(direction), options.device)
     if load_loop is not None:
-        loads = layer.vector_loads(direction, load_loop.vector_bytes) // options.threads
-        timed["loads"] = lambda: load_loop.run(loads)
+        points, *vectors = layer.loads(direction, load_loop.vector_bytes)
+        timed["loads"] = lambda: load_loop.run(points // options.threads, *vectors)
     times = median_times(timed, options.rounds, options.device, options.threads)
     limits = {name: times.pop(name) for name in ("copy", "loads") if name in timed}
     limit = max(limits.values())

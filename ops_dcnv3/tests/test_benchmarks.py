@@ -63,9 +63,23 @@ def test_limits_count_what_the_operator_touches():
     pixels = 6 * 5
     assert layer.touched_bytes("forward") == pixels * 4 * (32 + 36 + 18 + 32)
     assert layer.touched_bytes("backward") == pixels * 4 * (2 * (32 + 36 + 18) + 32)
-    assert layer.vector_loads("forward", 64) == pixels * 2 * 81
-    assert layer.vector_loads("forward", 32) == pixels * 2 * 9 * (4 * 2 + 5)
-    assert layer.vector_loads("backward", 64) == pixels * 2 * 9 * (4 + 4 + 5)
+    assert layer.loads("forward", 64) == (pixels * 2 * 9, 1, 0)
+    assert layer.loads("forward", 32) == (pixels * 2 * 9, 2, 0)
+    assert layer.loads("backward", 64) == (pixels * 2 * 9, 1, 1)
+    wide = bench_op.Layer(bench_op.Shape(1, 6, 5, 40, 2), torch.bfloat16, "cpu")
+    assert wide.loads("backward", 32) == (pixels * 2 * 9 * 2, 1, 2)
+
+
+@pytest.mark.skipif(not measure.LoadLoop().available, reason="needs a C++ compiler")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("vector_bytes", [16, 32, 64])
+def test_there_is_a_load_loop_for_every_dtype(dtype, direction, vector_bytes):
+    layer = bench_op.Layer(bench_op.Shape(1, 2, 2, 32, 2), dtype, "cpu")
+    loop = measure.LoadLoop()
+    loop.run(*layer.loads(direction, vector_bytes))
+    with pytest.raises(ValueError, match="no load loop for 3 and 0"):
+        loop.run(1, 3, 0)
 
 
 def test_memory_of_a_known_function():
@@ -80,7 +94,7 @@ def test_candidates_take_turns():
     calls = []
     candidates = {name: lambda name=name: calls.append(name) for name in "ab"}
     times = measure.median_times(candidates, 3, "cpu", 1, sample_ms=0)
-    assert "".join(calls) == "aabb" + 3 * "ab" and set(times) == {"a", "b"}
+    assert "".join(calls) == "aabb" + 3 * "aabb" and set(times) == {"a", "b"}
 
 
 def test_quick_run(tmp_path):
