@@ -51,9 +51,6 @@ INLINE void store_product(uint32_t* p, Vector x, int32_t factor) {
 INLINE __m256i lanes(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
-INLINE Vector first_lanes(Vector x, int n) {
-  return _mm256_and_ps(x, _mm256_castsi256_ps(lanes(n)));
-}
 INLINE const int* as_int(const void* p) { return static_cast<const int*>(p); }
 INLINE int* as_int(void* p) { return static_cast<int*>(p); }
 

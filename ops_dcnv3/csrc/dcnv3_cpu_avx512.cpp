@@ -39,7 +39,6 @@ INLINE Vector times_power_of_two(Vector x, Vector n) { return _mm512_scalef_ps(x
 INLINE Vector where_less(Vector a, Vector b, Vector yes, Vector no) {
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes);
 }
-INLINE Vector first_lanes(Vector x, int n) { return _mm512_maskz_mov_ps(lanes(n), x); }
 INLINE bool any_beyond(Vector x, float limit) {
   return _mm512_cmp_ps_mask(_mm512_abs_ps(x), splat(limit), _CMP_NLE_UQ) != 0;
 }

@@ -105,14 +105,17 @@ void exact_forward(const Call<T>& call, int64_t pixel, int64_t g) {
   const T* offset = call.offset + pixel * layout.offset_pixel + g * layout.offset_group;
   const std::vector<acc_t> masks = normalised<T, acc_t>(
       call.mask + pixel * layout.mask_pixel + g * layout.mask_group, s.points(), layout.softmax);
-  std::vector<acc_t> sum(depth, acc_t(0));
+  std::vector<acc_t> sum(depth, acc_t(0)), value(depth);
   for_each_sample(s, site, offset, [&](int64_t t, const Sample<acc_t>& sample) {
+    std::fill(value.begin(), value.end(), acc_t(0));
     for (int corner = 0; corner < 4; ++corner) {
       if (!sample.valid[corner]) continue;
       const T* values = image + sample.pixel[corner] * channels;
-      const acc_t weight = masks[t] * sample.weight[corner];
-      for (int64_t c = 0; c < depth; ++c) sum[c] += weight * static_cast<acc_t>(values[c]);
+      for (int64_t c = 0; c < depth; ++c) {
+        value[c] += sample.weight[corner] * static_cast<acc_t>(values[c]);
+      }
     }
+    for (int64_t c = 0; c < depth; ++c) sum[c] += masks[t] * value[c];
   });
   T* output = call.output + pixel * channels + g * depth;
   for (int64_t c = 0; c < depth; ++c) output[c] = static_cast<T>(sum[c]);

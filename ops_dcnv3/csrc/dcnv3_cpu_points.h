@@ -23,7 +23,7 @@ struct PointGradients {
   alignas(64) uint32_t tile_where[kRoom];  // as `where`, in the sums of the input's gradient
   alignas(64) float right[kRoom], below[kRoom];  // of the clamped neighbour
   alignas(64) float dots[4 * kRoom];   // grad_output . pixel, of each point's four neighbours
-  alignas(64) float along_mask[kRoom];  // gradient of the (normalised) mask
+  alignas(64) float mask[kRoom], along_mask[kRoom];  // with softmax: normalised, its gradient
   alignas(64) float inverse[kRoom], mean[kRoom];  // by point: Points::inverse, mean of along_mask
 };
 
@@ -113,9 +113,8 @@ INLINE void locate_run(
     const int n = run.count - j < kLanes ? run.count - j : kLanes, at = run.first + j;
     Vector x, y;
     load_pairs(run.offset + 2 * j, n, x, y);
-    // The order of these operations is the reference's: at integers the rounding decides.
-    x = splat(first_x) + (load(a.grid_x + at) + x) * splat(f.scale);
-    y = splat(first_y) + (load(a.grid_y + at) + y) * splat(f.scale);
+    x = fma(load(a.grid_x + at) + x, splat(f.scale), splat(first_x));
+    y = fma(load(a.grid_y + at) + y, splat(f.scale), splat(first_y));
     const Vector column = truncate(max(min(x, splat(f.last_x)), splat(0)));
     const Vector row = truncate(max(min(y, splat(f.last_y)), splat(0)));
     const Vector right = x - column, below = y - row;
@@ -137,23 +136,19 @@ INLINE void locate_run(
   }
 }
 
-// Signs of the two hat functions' slopes to the right; 0 where the point is outside.
-INLINE Vector slope_here(Vector d) {
-  const Vector falling = where_less(d, splat(1), splat(-1), splat(0));
-  const Vector rising = where_less(splat(-1), d, splat(1), splat(0));
-  return where_less(d, splat(0), rising, falling);
-}
-INLINE Vector slope_next(Vector d) {
-  const Vector falling = where_less(d, splat(2), splat(-1), splat(0));
-  return where_less(d, splat(0), splat(0), where_less(d, splat(1), splat(1), falling));
+// The derivative by d of hat_here(d) * here + hat_next(d) * next, from the right at a kink; 0 outside.
+INLINE Vector slope(Vector d, Vector here, Vector next) {
+  const Vector left = where_less(splat(-1), d, here, splat(0));
+  const Vector right = where_less(d, splat(2), splat(0) - next, splat(0));
+  return where_less(d, splat(0), left, where_less(d, splat(1), next - here, right));
 }
 
 // From the dot products to the gradients of the offsets and of the (normalised) masks. Returns
-// whether something is not finite.
+// whether a dot product may not be finite.
 template <typename T>
 INLINE bool gradients_run(
-    const Frame& f, const Run<T>& run, bool softmax, Points& a, PointGradients& b, T* grad_offset,
-    T* grad_mask) {
+    const Frame& f, const Run<T>& run, bool softmax, const Points& a, PointGradients& b,
+    T* grad_offset, T* grad_mask) {
   Vector spoiled = splat(0);
   for (int j = 0; j < run.count; j += kLanes) {
     const int n = run.count - j < kLanes ? run.count - j : kLanes, at = run.first + j;
@@ -163,22 +158,19 @@ INLINE bool gradients_run(
     Vector mask = load(a.mask + at);
     if (softmax) {
       mask = mask * load(b.inverse + at);
-      store(a.mask + at, mask);
+      store(b.mask + at, mask);
     }
     const Vector left_share = hat_here(right), right_share = hat_next(right);
     const Vector upper_share = hat_here(below), lower_share = hat_next(below);
     const Vector upper = fma(left_share, dot[0], right_share * dot[1]);
     const Vector lower = fma(left_share, dot[2], right_share * dot[3]);
-    const Vector to_left = slope_here(right), to_right = slope_next(right);
-    const Vector upper_x = fma(to_left, dot[0], to_right * dot[1]);
-    const Vector lower_x = fma(to_left, dot[2], to_right * dot[3]);
+    const Vector left_sum = fma(upper_share, dot[0], lower_share * dot[2]);
+    const Vector right_sum = fma(upper_share, dot[1], lower_share * dot[3]);
     const Vector along_mask = fma(upper_share, upper, lower_share * lower);
-    const Vector along_x = fma(upper_share, upper_x, lower_share * lower_x);
-    const Vector along_y = fma(slope_here(below), upper, slope_next(below) * lower);
     const Vector scaled = mask * splat(f.scale);
-    const Vector grad_x = scaled * along_x, grad_y = scaled * along_y;
-    // Lanes past the end hold anything: they are not looked at.
-    spoiled = spoiled + first_lanes(splat(0) * (along_mask + (grad_x + grad_y)), n);
+    const Vector grad_x = scaled * slope(right, left_sum, right_sum);
+    const Vector grad_y = scaled * slope(below, upper, lower);
+    spoiled = fma(along_mask, splat(0), spoiled);  // shows any dot product that is not finite
     store_pairs(grad_offset + 2 * j, n, grad_x, grad_y);
     if (softmax) {
       store(b.along_mask + at, along_mask);
@@ -194,11 +186,11 @@ INLINE void fill(float* first, int points, float value) {
   for (int t = 0; t < points; t += kLanes) store(first + t, splat(value));
 }
 
-INLINE void softmax_means(const Points& a, PointGradients& b, int groups, int points) {
+INLINE void softmax_means(PointGradients& b, int groups, int points) {
   for (int g = 0; g < groups; ++g) {
     float sum = 0;
     for (int t = g * points; t < g * points + points; ++t) {
-      sum += a.mask[t] * b.along_mask[t];
+      sum += b.mask[t] * b.along_mask[t];
     }
     fill(b.mean + g * points, points, sum);
   }
@@ -207,10 +199,10 @@ INLINE void softmax_means(const Points& a, PointGradients& b, int groups, int po
 // The Jacobian of the softmax.
 template <typename T>
 INLINE void softmax_gradients_run(
-    const Run<T>& run, const Points& a, const PointGradients& b, T* grad_mask) {
+    const Run<T>& run, const PointGradients& b, T* grad_mask) {
   for (int j = 0; j < run.count; j += kLanes) {
     const int n = run.count - j < kLanes ? run.count - j : kLanes, at = run.first + j;
     const Vector centred = load(b.along_mask + at) - load(b.mean + at);
-    store_points(grad_mask + j, n, load(a.mask + at) * centred);
+    store_points(grad_mask + j, n, load(b.mask + at) * centred);
   }
 }

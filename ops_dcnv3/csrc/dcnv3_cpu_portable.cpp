@@ -69,9 +69,6 @@ INLINE Four times_power_of_two(Four x, Four n) {
 INLINE Vector times_power_of_two(Vector x, Vector n) {
   return {times_power_of_two(x.low, n.low), times_power_of_two(x.high, n.high)};
 }
-INLINE Vector first_lanes(Vector x, int n) {
-  return {choose(Ints{0, 1, 2, 3} < n, x.low, four(0)), choose(Ints{4, 5, 6, 7} < n, x.high, four(0))};
-}
 INLINE bool any(Ints x) { return ((x[0] | x[1]) | (x[2] | x[3])) != 0; }
 INLINE bool any_beyond(Vector x, float limit) {
   const Ints low = (x.low <= four(limit)) & (x.low >= four(-limit));
