@@ -20,6 +20,7 @@ from pathlib import Path
 
 import timm
 import torch
+from timm.layers import Mlp
 from torch import Tensor, nn
 
 CLASSIFICATION = Path(__file__).resolve().parent.parent
@@ -34,11 +35,10 @@ from ops_dcnv3.functions import Geometry  # noqa: E402
 from ops_dcnv3.modules import DCNv3  # noqa: E402
 
 SIZES = {
-    "nano": ("toy/internimage_nano_digits", "test_convnext", "test_vit"),
-    "tiny": ("internimage_t_1k_224", "convnext_tiny", "swin_tiny_patch4_window7_224"),
-    "small": ("internimage_s_1k_224", "convnext_small", "swin_small_patch4_window7_224"),
-    "base": ("internimage_b_1k_224", "convnext_base", "swin_base_patch4_window7_224"),
-    "large": ("internimage_l_22kto1k_384", "convnext_large", "swin_large_patch4_window12_384"),
+    "tiny": ("t_1k_224", "convnext_tiny", "swin_tiny_patch4_window7_224"),
+    "small": ("s_1k_224", "convnext_small", "swin_small_patch4_window7_224"),
+    "base": ("b_1k_224", "convnext_base", "swin_base_patch4_window7_224"),
+    "large": ("l_22kto1k_384", "convnext_large", "swin_large_patch4_window12_384"),
 }
 CLASSES = 1000
 
@@ -61,40 +61,50 @@ def grid_sample_layer(layer: DCNv3, x: Tensor) -> Tensor:
     return layer.output_proj(grid_sample_dcnv3(value, offset, mask, geometry))
 
 
-def intern_image(name: str, size: int) -> nn.Module:
-    """An InternImage of one of the config files, with offsets of about one pixel."""
+def build_from_config(name: str, size: int) -> nn.Module:
+    """A model of one of the config files, with offsets of about one pixel."""
     torch.manual_seed(0)
     options = ["DATA.IMG_SIZE", size, "MODEL.NUM_CLASSES", CLASSES, "TRAIN.USE_CHECKPOINT", False]
     options = [str(option) for option in options]
     path = CLASSIFICATION / "configs" / f"{name}.yaml"
     model = build_model(get_config(argparse.Namespace(cfg=path, opts=options)))
-    for module in model.modules():
-        if isinstance(module, DCNv3):
-            nn.init.normal_(module.offset.bias)
-            nn.init.normal_(module.mask.bias)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("dcn.offset.bias", "dcn.mask.bias", "dcn.offset_mask.bias")):
+            nn.init.normal_(parameter)
     return model
+
+
+class SeparateGELU(nn.GELU):
+    """A GELU that `apply_mlp` does not move into the matrix product."""
 
 
 def on_grid_sample(model: nn.Module) -> nn.Module:
-    """The model with every DCNv3 layer computed by `grid_sample_layer`."""
+    """The model as it is usually written: `grid_sample_layer`, and plain layers around it."""
     for module in model.modules():
         if isinstance(module, DCNv3):
             module.forward = functools.partial(grid_sample_layer, module)
-    return model
+        elif isinstance(module, Mlp):
+            module.act = SeparateGELU()
+    return model.to(memory_format=torch.contiguous_format)
 
 
 def build_models(size_name: str, image_size: int | None, device: str) -> dict[str, nn.Module]:
-    """The four models of a size by the names that the tables use."""
-    ours, convnext, swin = SIZES[size_name]
-    side = image_size or (384 if "384" in ours else 224)
-    swin_options = {"img_size": side} if swin.startswith("swin") else {}
+    """The models of a size by the names that the tables use."""
+    config, convnext, swin = SIZES[size_name]
+    side = side_of(size_name, image_size)
     models = {
-        f"InternImage {size_name}": intern_image(ours, side),
-        "grid_sample": on_grid_sample(intern_image(ours, side)),
+        f"InternImage {size_name}": build_from_config(f"internimage_{config}", side),
+        f"FlashInternImage {size_name}": build_from_config(f"flash_intern_image_{config}", side),
+        "grid_sample": on_grid_sample(build_from_config(f"internimage_{config}", side)),
         convnext: timm.create_model(convnext, num_classes=CLASSES),
-        swin.split("_patch")[0]: timm.create_model(swin, num_classes=CLASSES, **swin_options),
+        swin.split("_patch")[0]: timm.create_model(swin, num_classes=CLASSES, img_size=side),
     }
     return {name: model.to(device) for name, model in models.items()}
+
+
+def side_of(size_name: str, image_size: int | None) -> int:
+    """Height and width of the images: as asked for, or those of the config."""
+    return image_size or (384 if SIZES[size_name][0].endswith("384") else 224)
 
 
 def inference(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Callable[[], None]:
@@ -137,7 +147,7 @@ def training_step(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Calla
 def bench(options: argparse.Namespace, size_name: str, batch: int, train: bool) -> dict:
     """One table: every model, dtype and mode at one batch size."""
     models = build_models(size_name, options.image_size, options.device)
-    side = options.image_size or (384 if "384" in SIZES[size_name][0] else 224)
+    side = side_of(size_name, options.image_size)
     images = torch.randn(batch, 3, side, side, device=options.device)
     make = training_step if train else inference
     runs: dict[tuple[str, str, str], Callable[[], None]] = {}
@@ -149,9 +159,8 @@ def bench(options: argparse.Namespace, size_name: str, batch: int, train: bool) 
             runs[name, dtype_name, "eager"] = make(model, images, dtype)
             if options.compile and name != "grid_sample":
                 for mode, dynamic in (("compiled", False), ("compiled, dynamic", True)):
-                    if mode == "compiled, dynamic" and not name.startswith("InternImage"):
+                    if dynamic and not name.startswith("InternImage"):
                         continue
-                    # reset() keeps one mode's graphs from serving another
                     compiled = torch.compile(model, dynamic=dynamic)
                     runs[name, dtype_name, mode] = make(compiled, images, dtype)
     times = median_times(runs, options.rounds, options.device, options.threads)
@@ -176,8 +185,8 @@ def bench(options: argparse.Namespace, size_name: str, batch: int, train: bool) 
 
 
 def markdown(table: dict) -> str:
-    """The table with ratios to the float32 eager runs of the other models."""
-    names = list(dict.fromkeys(row["model"] for row in table["rows"]))
+    """The table with ratios to the eager runs of the other models in the first dtype."""
+    names = list(dict.fromkeys(row["model"] for row in table["rows"]))[2:]  # to compare with
     base = {
         row["model"]: row["ms"]
         for row in table["rows"]
@@ -188,12 +197,12 @@ def markdown(table: dict) -> str:
         f"{table['image size']} x {table['image size']}",
         "",
         "| model | dtype | mode | images/s | ms | peak extra MiB | "
-        + " | ".join(f"x {name}" for name in names[1:])
+        + " | ".join(f"x {name}" for name in names)
         + " |",
-        "|---" * (5 + len(names)) + "|",
+        "|---" * (6 + len(names)) + "|",
     ]
     for row in table["rows"]:
-        ratios = [f"{base[name] / row['ms']:.2f}" for name in names[1:]]
+        ratios = [f"{base[name] / row['ms']:.2f}" for name in names]
         lines.append(
             f"| {row['model']} | {row['dtype']} | {row['mode']} "
             f"| {row['images per second']:.2f} | {row['ms']:.1f} | {row['peak extra MiB']:.0f} | "

@@ -1,10 +1,10 @@
 """DCNv3 and DCNv4 as functions, their references, and the original package's names."""
 
 from .backends import available_backends, choose_backend
+from .cpu_linear import apply_linear, is_plain_linear, linear
 from .dcnv3_func import DCNv3Function, dcnv3, dcnv3_core_pytorch, dcnv3_fused
 from .dcnv4_func import DCNv4Function, dcnv4
 from .geometry import Geometry
-from .cpu_linear import apply_linear, is_plain_linear, linear
 from .reference import (
     dcnv3_backward_reference,
     dcnv3_fused_backward_reference,

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functions import choose_backend, dcnv4
+from ..functions import apply_linear, choose_backend, dcnv4
+from ..functions.registration import cast_for_autocast
 
 
 class DCNv4(nn.Module):
@@ -147,13 +148,14 @@ class DCNv4(nn.Module):
 
     def _forward_map(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, H, W, C)."""
-        value = x if self.without_pointwise else self.value_proj(x)
+        (x,) = cast_for_autocast(x)  # once for both branches
+        value = x if self.without_pointwise else apply_linear(self.value_proj, x)
         features = x
         if self.dw_kernel_size is not None:
             features = self.offset_mask_dw(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         output = dcnv4(
             value,
-            self.offset_mask(features),  # (N, H, W, G*P*3 and padding)
+            apply_linear(self.offset_mask, features),  # (N, H, W, G*P*3 and padding)
             kernel_size=self.kernel_size,
             stride=self.stride,
             padding=self.pad,
@@ -171,7 +173,7 @@ class DCNv4(nn.Module):
             output = output.unflatten(-1, by_group)  # (N, H, W, G, D)
             value = value.to(output.dtype).unflatten(-1, by_group)
             output = torch.lerp(output, value, gate.unsqueeze(-1)).flatten(-2)  # (N, H, W, C)
-        return output if self.without_pointwise else self.output_proj(output)
+        return output if self.without_pointwise else apply_linear(self.output_proj, output)
 
     def extra_repr(self) -> str:
         return (
