@@ -89,6 +89,22 @@ NOINLINE void sample_rest(
   store_units(output, count, total);
 }
 
+// Zeros, or NaN somewhere if one of the numbers is not finite.
+template <typename T>
+INLINE Unit nothing_or_nan(const T* x, int64_t count) {
+  Unit result = unit(0), p, q;
+  int64_t c = 0;
+  for (; c + kBlock <= count; c += kBlock) {
+    load_block(x + c, p, q);
+    result = fma(p, unit(0), fma(q, unit(0), result));
+  }
+  for (; c < count; c += kUnit) {
+    const int n = static_cast<int>(count - c < kUnit ? count - c : kUnit);
+    result = fma(load_units(x + c, n), unit(0), result);
+  }
+  return result;
+}
+
 // What does not change within a call.
 template <typename T>
 struct Plan {
@@ -215,7 +231,10 @@ void forward(const Call<T>& call, int64_t begin, int64_t end) {
         }
       }
       if (any_nan_unit(spoiled)) {
-        for (int g = 0; g < groups; ++g) exact_forward(call, pixel, first + g);
+        for (int64_t g = first; g < first + groups; ++g) {
+          const T* result = output + g * s.group_channels;
+          if (any_nan_unit(nothing_or_nan(result, s.group_channels))) exact_forward(call, pixel, g);
+        }
       }
     }
     if (++x == s.out_width) {
@@ -334,21 +353,6 @@ INLINE void load_blocks(const T* x, Unit* u) {
   for (int block = 0; block < kBlocks; ++block) {
     load_block(x + kBlock * block, u[2 * block], u[2 * block + 1]);
   }
-}
-
-template <typename T>
-INLINE Unit nothing_or_nan(const T* x, int64_t count) {
-  Unit result = unit(0), p, q;
-  int64_t c = 0;
-  for (; c + kBlock <= count; c += kBlock) {
-    load_block(x + c, p, q);
-    result = fma(p, unit(0), fma(q, unit(0), result));
-  }
-  for (; c < count; c += kUnit) {
-    const int n = static_cast<int>(count - c < kUnit ? count - c : kUnit);
-    result = fma(load_units(x + c, n), unit(0), result);
-  }
-  return result;
 }
 
 INLINE bool finite_masks(const Points& a, int count) {
