@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .context import is_plain_inference
 from .registration import autocast_dtype
-
-_is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # torch >= 2.3
 
 
 def _find_pointwise():
@@ -36,18 +35,8 @@ def _supported_dtypes() -> tuple[torch.dtype, ...]:
 _dtypes = _supported_dtypes() if _pointwise is not None else ()
 
 
-def _is_plain_inference(*tensors: Tensor) -> bool:
-    """Whether nobody watches: no autograd, no graph, no mode, no subclass; CPU only."""
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return False
-    if _is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
-        return False
-    return torch.backends.mkldnn.enabled and all(
-        tensor.device.type == "cpu"
-        and type(tensor) in (Tensor, nn.Parameter)
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        for tensor in tensors
-    )
+def _is_available() -> bool:
+    return _pointwise is not None and torch.backends.mkldnn.enabled
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
@@ -63,7 +52,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
         (..., out); under autocast in its dtype.
     """
     tensors = (x, weight) if bias is None else (x, weight, bias)
-    if _pointwise is not None and x.numel() and _is_plain_inference(*tensors):
+    if _is_available() and x.numel() and is_plain_inference(*tensors):
         dtype = autocast_dtype("cpu") or x.dtype
         if dtype in _dtypes and all(tensor.is_floating_point() for tensor in tensors):
             if autocast_dtype("cpu") is not None:

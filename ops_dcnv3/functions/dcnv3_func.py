@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from . import registration
 from .backends import choose_backend
+from .context import is_transformed
 from .geometry import Geometry
-from .reference import dcnv3_fused_reference, dcnv3_reference
+from .pytorch_inference import dcnv3_plain
+from .reference import offset_and_weights
 from .triton_backend import triton_dcnv3, triton_dcnv3_fused
-
-_is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # torch >= 2.3
 
 
 def _pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:
@@ -162,30 +161,17 @@ def dcnv3_fused(
     registration.check_fused(input, offset_mask, geometry, *options)
     chosen = _choose(backend, input, offset_mask)
     if chosen == "pytorch":
-        return dcnv3_fused_reference(input, offset_mask, geometry, *options)
+        offset, mask = offset_and_weights(offset_mask, geometry, *options)
+        return dcnv3_plain(input, offset, mask, geometry)
     if chosen == "triton":
         return triton_dcnv3_fused(input, offset_mask, geometry, *options)
     return torch.ops.ops_dcnv3.dcnv3_fused(input, offset_mask, *geometry, *options)
 
 
-def _is_transformed(*tensors: Tensor) -> bool:
-    """Whether torch.func or forward-mode differentiation follows one of the tensors.
-
-    Custom operators would lose the tangents of the latter without a word.
-    """
-    if _is_compiling():  # a graph sees neither
-        return False
-    return any(
-        torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        or forward_ad.unpack_dual(tensor).tangent is not None
-        for tensor in tensors
-    )
-
-
 def _choose(backend: str | None, *tensors: Tensor) -> str:
     """The backend of a call; plain PyTorch inside transforms that custom operators do not know."""
     chosen = choose_backend(tensors[0].device.type, backend)
-    if chosen == "pytorch" or not _is_transformed(*tensors):
+    if chosen == "pytorch" or not is_transformed(*tensors):
         return chosen
     if backend is not None:
         raise RuntimeError(
@@ -198,12 +184,12 @@ def _choose(backend: str | None, *tensors: Tensor) -> str:
 def _call(
     input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry, backend: str | None
 ) -> Tensor:
-    """Checks, then the operator (compiled kernels) or the reference (plain PyTorch)."""
+    """Checks, then the operator (compiled kernels) or plain PyTorch."""
     input, offset, mask = registration.cast_for_autocast(input, offset, mask)
     registration.check(input, offset, mask, geometry)
     chosen = _choose(backend, input, offset, mask)
     if chosen == "pytorch":
-        return dcnv3_reference(input, offset, mask, geometry)
+        return dcnv3_plain(input, offset, mask, geometry)
     if chosen == "triton":
         return triton_dcnv3(input, offset, mask, geometry)
     return torch.ops.ops_dcnv3.dcnv3(input, offset, mask, *geometry)

@@ -122,7 +122,7 @@ def _gather(pixels: Tensor, corner: _Corner) -> Tensor:
     return torch.where(corner.valid.unsqueeze(-1), taken, 0.0)
 
 
-def _prepare(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry):
+def prepare(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry):
     """Everything that forward and backward share, in the accumulation dtype, group first."""
     compute = accumulation_dtype(input.dtype)
     height, width = input.shape[1:3]
@@ -147,7 +147,7 @@ def dcnv3_reference(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geome
         (N, Ho, Wo, C) in the dtype of `input`; sums run in float32 (float64 for float64).
     """
     out_h, out_w = geometry.output_size(*input.shape[1:3])
-    pixels, mask, corners, _ = _prepare(input, offset, mask, geometry)
+    pixels, mask, corners, _ = prepare(input, offset, mask, geometry)
     samples = sum(c.weight.unsqueeze(-1) * _gather(pixels, c) for c in corners)
     output = (mask.unsqueeze(-1) * samples).sum(3)  # (N, G, Ho*Wo, D)
     output = output.unflatten(2, (out_h, out_w)).permute(0, 2, 3, 1, 4)  # (N, Ho, Wo, G, D)
@@ -171,7 +171,7 @@ def dcnv3_backward_reference(
     """
     batch, height, width, channels = input.shape
     out_h, out_w = grad_output.shape[1:3]
-    pixels, mask_, corners, inside = _prepare(input, offset, mask, geometry)
+    pixels, mask_, corners, inside = prepare(input, offset, mask, geometry)
     top = _pixels(grad_output.to(pixels.dtype), geometry).unsqueeze(3)  # (N, G, Ho*Wo, 1, D)
     grad_pixels = torch.zeros_like(pixels)  # (N, G, H*W, D)
     grad_mask = torch.zeros_like(mask_)  # (N, G, Ho*Wo, P)
@@ -244,6 +244,14 @@ def _normalise(mask: Tensor, geometry: Geometry) -> Tensor:
     return logits.softmax(-1).flatten(-2)
 
 
+def offset_and_weights(
+    offset_mask: Tensor, geometry: Geometry, softmax: bool, interleaved: bool
+) -> tuple[Tensor, Tensor]:
+    """Offsets and final masks out of the one tensor of `dcnv3_fused`."""
+    offset, mask = split_offset_mask(offset_mask, geometry, interleaved)
+    return offset, _normalise(mask, geometry) if softmax else mask
+
+
 def dcnv3_fused_reference(
     input: Tensor, offset_mask: Tensor, geometry: Geometry, softmax: bool, interleaved: bool
 ) -> Tensor:
@@ -259,9 +267,7 @@ def dcnv3_fused_reference(
     Returns:
         (N, Ho, Wo, C) in the dtype of `input`.
     """
-    offset, mask = split_offset_mask(offset_mask, geometry, interleaved)
-    if softmax:
-        mask = _normalise(mask, geometry)
+    offset, mask = offset_and_weights(offset_mask, geometry, softmax, interleaved)
     return dcnv3_reference(input, offset, mask, geometry)
 
 
@@ -274,9 +280,7 @@ def dcnv3_fused_backward_reference(
     interleaved: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `dcnv3_fused_reference` by `input` and `offset_mask`, written out."""
-    offset, mask = split_offset_mask(offset_mask, geometry, interleaved)
-    if softmax:
-        mask = _normalise(mask, geometry)
+    offset, mask = offset_and_weights(offset_mask, geometry, softmax, interleaved)
     grad_input, grad_offset, grad_mask = dcnv3_backward_reference(
         grad_output, input, offset, mask, geometry
     )

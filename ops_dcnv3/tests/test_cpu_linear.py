@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from ops_dcnv3.functions import apply_linear, cpu_linear, is_plain_linear, linear
@@ -121,6 +122,15 @@ def test_vmap_and_compile(calls):
     torch.testing.assert_close(compiled(x, weight, bias), F.linear(x, weight, bias))
     program = torch.export.export(nn.Sequential(Wrapped()), (x,))
     assert "linear_pointwise" not in str(program.graph)
+    assert not calls
+
+
+def test_forward_mode_keeps_the_tangent(calls):
+    x, weight, bias = arguments()
+    with forward_ad.dual_level():
+        output = linear(forward_ad.make_dual(x, torch.ones_like(x)), weight, bias)
+        tangent = forward_ad.unpack_dual(output).tangent
+    torch.testing.assert_close(tangent, weight.sum(1).expand_as(tangent))
     assert not calls
 
 

@@ -1,0 +1,37 @@
+"""What surrounds a call: a graph that is being captured, a transform, autograd, or nothing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # torch >= 2.3
+
+
+def is_transformed(*tensors: Tensor) -> bool:
+    """Whether torch.func or forward-mode differentiation follows one of the tensors.
+
+    Custom operators would lose the tangents of the latter without a word.
+    """
+    if is_compiling():  # a graph sees neither
+        return False
+    return any(
+        torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        or forward_ad.unpack_dual(tensor).tangent is not None
+        for tensor in tensors
+    )
+
+
+def is_plain_inference(*tensors: Tensor) -> bool:
+    """Whether CPU tensors are computed and nobody watches: no autograd, graph, mode or transform.
+
+    Only then may a function take a way that autograd and the tools do not know.
+    """
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return False
+    if is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
+        return False
+    return all(
+        tensor.device.type == "cpu" and type(tensor) in (Tensor, nn.Parameter) for tensor in tensors
+    ) and not is_transformed(*tensors)
