@@ -20,7 +20,7 @@ help:
 	@echo "make check    formatting, lint and vendored copies"
 	@echo "make sync     refresh the vendored copies"
 	@echo "make format   format the code"
-	@echo "make bench    time the operator"
+	@echo "make bench    time the operator and the models on the CPU (half an hour)"
 	@echo "make clean    remove the virtual environment and build leftovers"
 
 setup: $(STAMPS)/operator
@@ -63,6 +63,10 @@ format: setup
 
 bench: setup
 	$(BIN)/python ops_dcnv3/benchmarks/bench_op.py
+	$(BIN)/python ops_dcnv3/benchmarks/bench_op.py --dtype bfloat16
+	$(BIN)/python classification/benchmarks/bench_model.py
+	$(BIN)/python classification/benchmarks/bench_model.py --train --batch 2
+	$(BIN)/python classification/benchmarks/bench_model.py --sizes small base large --batch 1
 
 clean:
 	rm -rf $(VENV) ops_dcnv3/build ops_dcnv3/*.egg-info
