@@ -15,6 +15,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #define DCNV3_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#define DCNV3_CHECK_ALIGNMENT(address, bytes)
 #endif
 
 namespace dcnv3 {
@@ -72,6 +73,7 @@ struct alignas(sizeof(T) * count) Pack {
 
 template <typename T, int count>
 __device__ inline Pack<T, count> load(const T* address) {
+  DCNV3_CHECK_ALIGNMENT(address, sizeof(T) * count);
   return *reinterpret_cast<const Pack<T, count>*>(address);
 }
 
@@ -116,6 +118,7 @@ __device__ inline void store(scalar_t* address, const acc_t* values) {
   Pack<scalar_t, count> pack;
 #pragma unroll
   for (int i = 0; i < count; ++i) pack.at[i] = narrow<scalar_t>(values[i]);
+  DCNV3_CHECK_ALIGNMENT(address, sizeof(scalar_t) * count);
   *reinterpret_cast<Pack<scalar_t, count>*>(address) = pack;
 }
 

@@ -200,4 +200,10 @@ void atomicAdd(T* address, T value) {
   *address += value;
 }
 
+#define DCNV3_CHECK_ALIGNMENT(address, bytes)                            \
+  do {                                                                   \
+    if (reinterpret_cast<uintptr_t>(address) % (bytes)) {                \
+      emulation::fail("an address that a GPU would refuse as misaligned"); \
+    }                                                                    \
+  } while (false)
 #define DCNV3_SHARED(name) unsigned char* const name = emulation::shared_memory
