@@ -6,6 +6,9 @@ without compiled kernels; the reason is recorded and shown by `python -m ops_dcn
     OPS_DCNV3_CUDA=1   build the CUDA kernels even without a visible GPU; failing is then an error
     OPS_DCNV3_CUDA=0   never build them
     TORCH_CUDA_ARCH_LIST, MAX_JOBS, CXX   as for every PyTorch extension
+
+The CPU kernels are compiled for several instruction sets, and the best one is taken where they run;
+there, OPS_DCNV3_CPU=avx512, avx2 or portable forces one.
 """
 
 from __future__ import annotations

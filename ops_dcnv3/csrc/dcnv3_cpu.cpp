@@ -25,7 +25,7 @@ namespace {
 constexpr int64_t kForwardGrain = 64;  // output pixels per task at least
 constexpr int64_t kTileNumbers = 1 << 18;  // sums per task for 16-bit storage, if it has a choice
 
-// --- which instruction set ------------------------------------------------------------------------
+// --- which instruction set -----------------------------------------------------------------------
 
 bool has_avx2() {
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -87,7 +87,7 @@ Kernels<T> kernels(const Geometry& s) {
   }
 }
 
-// --- what runs in parallel ------------------------------------------------------------------------
+// --- what runs in parallel -----------------------------------------------------------------------
 
 template <typename T>
 void run_forward(const Call<T>& call) {
@@ -104,11 +104,13 @@ void run_backward(const Call<T>& call) {
   // As few parts as keep the threads equally busy: a part with all groups reads memory in order.
   const int64_t threads = at::get_num_threads();
   int64_t parts = 1, numbers_per_group = 0;
-  while (parts < s.group && s.batch * parts % threads != 0 && s.batch * parts < 4 * threads) ++parts;
+  while (parts < s.group && s.batch * parts % threads != 0 && s.batch * parts < 4 * threads) {
+    ++parts;
+  }
   int64_t groups = (s.group + parts - 1) / parts;
   if constexpr (sizeof(T) < sizeof(float)) {
-    numbers_per_group = s.height * s.width * s.group_channels;
-    groups = std::min(groups, std::max<int64_t>(1, kTileNumbers / std::max<int64_t>(1, numbers_per_group)));
+    numbers_per_group = std::max<int64_t>(1, s.height * s.width * s.group_channels);
+    groups = std::min(groups, std::max<int64_t>(1, kTileNumbers / numbers_per_group));
   }
   parts = (s.group + groups - 1) / groups;
   at::parallel_for(0, s.batch * parts, 1, [&](int64_t begin, int64_t end) {
@@ -154,7 +156,7 @@ at::Tensor new_like(const at::Tensor& tensor) {
   return at::empty_like(tensor, {}, {}, {}, {}, at::MemoryFormat::Contiguous);
 }
 
-// --- the operators --------------------------------------------------------------------------------
+// --- the operators -------------------------------------------------------------------------------
 
 at::Tensor forward_cpu(
     const at::Tensor& input, const at::Tensor& offset, const at::Tensor& mask, DCNV3_ARGUMENTS) {

@@ -81,7 +81,7 @@ inline bool vectors_fit(const Geometry& s, int64_t element_size) {
          pixels <= (1 << 24) && pixels * s.channels() * element_size <= INT32_MAX;
 }
 
-// --- the exact kernel, dcnv3_cpu_exact.cpp --------------------------------------------------------
+// --- the exact kernel, dcnv3_cpu_exact.cpp -------------------------------------------------------
 
 // All channels of one output pixel and group.
 template <typename T>

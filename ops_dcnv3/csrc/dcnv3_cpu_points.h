@@ -30,7 +30,6 @@ struct PointGradients {
 struct Frame {
   float scale, last_x, last_y, width;
   int32_t pitch, tile_pitch;  // bytes from one pixel to the next
-  int points;                 // of a group
 };
 
 // Points that follow each other in the tensors: those of all groups, or of one.
@@ -128,7 +127,9 @@ INLINE void locate_run(
     const Vector pixel = fma(row, splat(f.width), column);  // exact: fewer than 2^24 pixels
     store_product(a.where + at, pixel, f.pitch);
     if constexpr (kBackward) {
-      if constexpr (sizeof(T) < sizeof(float)) store_product(b->tile_where + at, pixel, f.tile_pitch);
+      if constexpr (sizeof(T) < sizeof(float)) {
+        store_product(b->tile_where + at, pixel, f.tile_pitch);
+      }
       if (!softmax) store(a.mask + at, mask);
       store(b->right + at, right);
       store(b->below + at, below);
@@ -136,7 +137,7 @@ INLINE void locate_run(
   }
 }
 
-// The derivative by d of hat_here(d) * here + hat_next(d) * next, from the right at a kink; 0 outside.
+// The derivative of hat_here(d) * here + hat_next(d) * next, from the right at a kink; 0 outside.
 INLINE Vector slope(Vector d, Vector here, Vector next) {
   const Vector left = where_less(splat(-1), d, here, splat(0));
   const Vector right = where_less(d, splat(2), splat(0) - next, splat(0));

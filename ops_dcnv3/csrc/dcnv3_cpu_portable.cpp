@@ -39,7 +39,7 @@ INLINE Vector operator+(Vector a, Vector b) { return {a.low + b.low, a.high + b.
 INLINE Vector operator-(Vector a, Vector b) { return {a.low - b.low, a.high - b.high}; }
 INLINE Vector operator*(Vector a, Vector b) { return {a.low * b.low, a.high * b.high}; }
 INLINE Four fma(Four a, Four b, Four c) {
-#if defined(__FP_FAST_FMAF)
+#if defined(__FP_FAST_FMAF) || defined(__ARM_FEATURE_FMA)
   for (int i = 0; i < 4; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
   return c;
 #else
@@ -58,7 +58,8 @@ INLINE Vector where_less(Vector a, Vector b, Vector yes, Vector no) {
 INLINE Vector min(Vector a, Vector b) { return where_less(a, b, a, b); }
 INLINE Vector max(Vector a, Vector b) { return where_less(b, a, a, b); }
 INLINE Vector truncate(Vector x) {  // of numbers below 2^31
-  return {__builtin_convertvector(whole(x.low), Four), __builtin_convertvector(whole(x.high), Four)};
+  return {
+      __builtin_convertvector(whole(x.low), Four), __builtin_convertvector(whole(x.high), Four)};
 }
 INLINE Vector nearest(Vector x) {  // of small numbers: 1.5 * 2^23 leaves no bits for a fraction
   return (x + splat(12582912)) - splat(12582912);
@@ -146,8 +147,10 @@ template <typename T>
 INLINE void load_pairs(const T* p, int n, Vector& x, Vector& y) {
   const Vector a = load_points(p, n < 4 ? 2 * n : 8);
   const Vector b = n > 4 ? load_points(p + 8, 2 * n - 8) : splat(0);
-  x = {Four{a.low[0], a.low[2], a.high[0], a.high[2]}, Four{b.low[0], b.low[2], b.high[0], b.high[2]}};
-  y = {Four{a.low[1], a.low[3], a.high[1], a.high[3]}, Four{b.low[1], b.low[3], b.high[1], b.high[3]}};
+  x = {Four{a.low[0], a.low[2], a.high[0], a.high[2]},
+       Four{b.low[0], b.low[2], b.high[0], b.high[2]}};
+  y = {Four{a.low[1], a.low[3], a.high[1], a.high[3]},
+       Four{b.low[1], b.low[3], b.high[1], b.high[3]}};
 }
 template <typename T>
 INLINE void store_pairs(T* p, int n, Vector x, Vector y) {

@@ -149,7 +149,11 @@ def test_reference_cases(level):
         single = separate(case.geometry, *(tensor.float() for tensor in tensors))
         for result, expected in zip(single, case.expected().values()):
             torch.testing.assert_close(
-                result.double(), expected, rtol=1e-5, atol=1e-5, msg=lambda m: f"{case.id}: {m}"
+                result.double(),
+                expected,
+                rtol=1e-5,
+                atol=1e-5,
+                msg=lambda m, c=case: f"{c.id}: {m}",
             )
 
 
