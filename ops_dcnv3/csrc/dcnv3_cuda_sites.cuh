@@ -9,10 +9,17 @@
 
 namespace dcnv3 {
 
-// For the register allocation: 80 are enough where sums and indices have 32 bits, else 128.
-#define DCNV3_SITE_KERNEL \
-  __global__ void __launch_bounds__( \
-      kSiteThreads, (sizeof(typename Storage<scalar_t>::acc_t) + sizeof(index_t) == 8 ? 3 : 2))
+// For the register allocation, blocks per multiprocessor: 3 leave 80 registers, which are enough
+// where sums and indices have 32 bits; 2 leave 128. sm_100 needs more than others.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kGradientBlocks = 2;
+#else
+constexpr int kGradientBlocks = 3;
+#endif
+#define DCNV3_SITE_KERNEL(blocks)                                                          \
+  __global__ void __launch_bounds__(                                                       \
+      kSiteThreads,                                                                        \
+      (sizeof(typename Storage<scalar_t>::acc_t) + sizeof(index_t) == 8 ? (blocks) : 2))
 
 // Adds the points [0, count) to the sums of `vec` channels. `all_inside` is the same in the whole
 // warp; without it, neighbours outside the image are not read: they may be anything.
@@ -41,7 +48,7 @@ __device__ inline void add_points(
 }
 
 template <typename scalar_t, typename index_t, int vec>
-DCNV3_SITE_KERNEL forward_kernel(
+DCNV3_SITE_KERNEL(3) forward_kernel(
     const Geometry s, const PointLayout layout, const SitePlan plan,
     const scalar_t* __restrict__ input, const scalar_t* __restrict__ offset,
     const scalar_t* __restrict__ mask, scalar_t* __restrict__ output) {
@@ -174,7 +181,7 @@ __device__ inline acc_t differentiate_points(
 }
 
 template <typename scalar_t, typename index_t, int vec>
-DCNV3_SITE_KERNEL point_gradient_kernel(
+DCNV3_SITE_KERNEL(kGradientBlocks) point_gradient_kernel(
     const Geometry s, const PointLayout layout, const SitePlan plan,
     const scalar_t* __restrict__ grad_output, const scalar_t* __restrict__ input,
     const scalar_t* __restrict__ offset, const scalar_t* __restrict__ mask,
