@@ -1,7 +1,7 @@
 """Times InternImage against ConvNeXt, Swin and itself on the grid_sample formulation of DCNv3.
 
     python classification/benchmarks/bench_model.py [--sizes tiny] [--batch 1 8] [--train]
-        [--dtypes float32 bfloat16] [--compile] [--threads 1] [--rounds 7] [--json FILE]
+        [--dtypes float32 bfloat16] [--compile] [--only InternImage] [--threads 1] [--json FILE]
 
 All candidates of one table take turns within one process, and the ratios of the medians are what
 counts: absolute figures vary with the machine's load. bfloat16 is autocast over float32 weights.
@@ -147,6 +147,8 @@ def training_step(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Calla
 def bench(options: argparse.Namespace, size_name: str, batch: int, train: bool) -> dict:
     """One table: every model, dtype and mode at one batch size."""
     models = build_models(size_name, options.image_size, options.device)
+    if options.only:
+        models = {name: models[name] for name in models if name.startswith(tuple(options.only))}
     side = side_of(size_name, options.image_size)
     images = torch.randn(batch, 3, side, side, device=options.device)
     make = training_step if train else inference
@@ -186,7 +188,8 @@ def bench(options: argparse.Namespace, size_name: str, batch: int, train: bool) 
 
 def markdown(table: dict) -> str:
     """The table with ratios to the eager runs of the other models in the first dtype."""
-    names = list(dict.fromkeys(row["model"] for row in table["rows"]))[2:]  # to compare with
+    names = list(dict.fromkeys(row["model"] for row in table["rows"]))
+    names = [name for name in names if "InternImage" not in name] or names[:1]  # to compare with
     base = {
         row["model"]: row["ms"]
         for row in table["rows"]
@@ -223,6 +226,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--image-size", type=int, help="default: that of the config")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="models whose names start so")
     parser.add_argument("--json", metavar="FILE", help="also write the figures here")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
