@@ -1,10 +1,10 @@
-// DCNv3 for one output pixel and one group: the arithmetic that the CPU and CUDA kernels share.
+// What the CPU and CUDA kernels share: the sizes of a call, where points lie in memory, and where one
+// point samples the input, written out.
 //
 // InternImage (arXiv 2211.05778), section 3.1, equation 2; conventions as in
 // functions/reference.py. Nothing here knows about tensors, threads or devices.
 //
-//   scalar_t  type of the tensors in memory
-//   acc_t     type of all arithmetic: double for double, else float
+// acc_t is the type of all arithmetic: double for double, else float.
 #pragma once
 
 #include <cmath>
@@ -112,96 +112,6 @@ DCNV3_HOST_DEVICE void for_each_point(const Geometry& s, Visit&& visit) {
       ++t;
     }
   }
-}
-
-// Dot product with a fixed order of additions: eight running sums, so that compilers can keep them
-// in one vector register without being allowed to reorder floating-point sums.
-template <typename acc_t, typename a_t, typename b_t>
-DCNV3_HOST_DEVICE acc_t dot(const a_t* a, const b_t* b, int64_t n) {
-  acc_t lanes[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    for (int lane = 0; lane < 8; ++lane) {
-      lanes[lane] += static_cast<acc_t>(a[i + lane]) * static_cast<acc_t>(b[i + lane]);
-    }
-  }
-  for (int lane = 0; i < n; ++i, ++lane) {
-    lanes[lane] += static_cast<acc_t>(a[i]) * static_cast<acc_t>(b[i]);
-  }
-  return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) +
-         ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
-}
-
-// Channels [first, first + count) of one group at one output pixel; count <= block.
-//   image   input of this batch element, at channel 0          (H, W, C)
-//   offset  of this output pixel and group                     (P, 2)
-//   mask    of this output pixel and group                     (P)
-//   output  of this output pixel, at channel 0                 (C)
-template <typename scalar_t, typename acc_t, int block>
-DCNV3_HOST_DEVICE void forward_block(
-    const Geometry& s, int64_t out_y, int64_t out_x, int64_t g, int64_t first, int64_t count,
-    const scalar_t* image, const scalar_t* offset, const scalar_t* mask, scalar_t* output) {
-  const int64_t channels = s.channels(), channel = g * s.group_channels + first;
-  acc_t sum[block];
-  for (int64_t c = 0; c < count; ++c) sum[c] = 0;
-  for_each_point(s, [&](int64_t t, int64_t kernel_y, int64_t kernel_x) {
-    const Sample<acc_t> sample =
-        locate<acc_t>(s, out_y, out_x, kernel_y, kernel_x, static_cast<acc_t>(offset[2 * t]),
-                      static_cast<acc_t>(offset[2 * t + 1]));
-    if (!sample.inside) return;
-    const acc_t modulation = static_cast<acc_t>(mask[t]);
-    for (int corner = 0; corner < 4; ++corner) {
-      if (!sample.valid[corner]) continue;
-      const scalar_t* pixel = image + sample.pixel[corner] * channels + channel;
-      const acc_t weight = modulation * sample.weight[corner];
-      for (int64_t c = 0; c < count; ++c) sum[c] += weight * static_cast<acc_t>(pixel[c]);
-    }
-  });
-  for (int64_t c = 0; c < count; ++c) output[channel + c] = static_cast<scalar_t>(sum[c]);
-}
-
-// All gradients that one output pixel and group cause.
-//   grad_output of this output pixel and group                 (group_channels)
-//   image       input of this batch element, at this group's first channel
-//   grad_image  where the input's gradient is summed, at this group's first channel; pixels are
-//               `grad_stride` elements apart
-//   add(p, v)   adds v to *p (plainly, or atomically where several threads share grad_image)
-template <typename scalar_t, typename acc_t, typename top_t, typename Add>
-DCNV3_HOST_DEVICE void backward_pixel(
-    const Geometry& s, int64_t out_y, int64_t out_x, const top_t* grad_output,
-    const scalar_t* image, const scalar_t* offset, const scalar_t* mask, acc_t* grad_image,
-    int64_t grad_stride, scalar_t* grad_offset, scalar_t* grad_mask, Add add) {
-  const int64_t channels = s.channels(), depth = s.group_channels;
-  for_each_point(s, [&](int64_t t, int64_t kernel_y, int64_t kernel_x) {
-    const Sample<acc_t> sample =
-        locate<acc_t>(s, out_y, out_x, kernel_y, kernel_x, static_cast<acc_t>(offset[2 * t]),
-                      static_cast<acc_t>(offset[2 * t + 1]));
-    if (!sample.inside) {
-      grad_offset[2 * t] = grad_offset[2 * t + 1] = grad_mask[t] = static_cast<scalar_t>(acc_t(0));
-      return;
-    }
-    const acc_t modulation = static_cast<acc_t>(mask[t]);
-    acc_t along[4];  // grad_output . pixel, for each neighbour
-    for (int corner = 0; corner < 4; ++corner) {
-      along[corner] = 0;
-      if (!sample.valid[corner]) continue;
-      along[corner] = dot<acc_t>(grad_output, image + sample.pixel[corner] * channels, depth);
-      const acc_t weight = modulation * sample.weight[corner];
-      acc_t* target = grad_image + sample.pixel[corner] * grad_stride;
-      for (int64_t c = 0; c < depth; ++c) {
-        add(target + c, weight * static_cast<acc_t>(grad_output[c]));
-      }
-    }
-    const acc_t right = sample.right, below = sample.below;
-    const acc_t by_x = (1 - below) * (along[1] - along[0]) + below * (along[3] - along[2]);
-    const acc_t by_y = (1 - right) * (along[2] - along[0]) + right * (along[3] - along[1]);
-    const acc_t scale = static_cast<acc_t>(s.offset_scale) * modulation;
-    grad_offset[2 * t] = static_cast<scalar_t>(scale * by_x);
-    grad_offset[2 * t + 1] = static_cast<scalar_t>(scale * by_y);
-    grad_mask[t] = static_cast<scalar_t>(
-        (sample.weight[0] * along[0] + sample.weight[1] * along[1]) +
-        (sample.weight[2] * along[2] + sample.weight[3] * along[3]));
-  });
 }
 
 }  // namespace dcnv3
