@@ -49,7 +49,7 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ops_dcnv3.functions import apply_linear
+from ops_dcnv3.functions import apply_conv, apply_linear
 from ops_dcnv3.modules import DCNv3, DCNv4
 
 __all__ = ["InternImage"]
@@ -144,8 +144,8 @@ class Stem(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         images = images.contiguous(memory_format=torch.channels_last)  # like all that follows
-        x = self.act(self.norm1(self.conv1(images)))  # (N, C/2, H/2, W/2)
-        return self.norm2(self.conv2(x))  # (N, H/4, W/4, C)
+        x = self.act(self.norm1(apply_conv(self.conv1, images)))  # (N, C/2, H/2, W/2)
+        return self.norm2(apply_conv(self.conv2, x))  # (N, H/4, W/4, C)
 
 
 class Downsample(nn.Module):
@@ -157,7 +157,7 @@ class Downsample(nn.Module):
         self.norm = build_norm(2 * channels, norm_layer, channels_first_in=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x.permute(0, 3, 1, 2))  # (N, 2C, H/2, W/2)
+        x = apply_conv(self.conv, x.permute(0, 3, 1, 2))  # (N, 2C, H/2, W/2)
         return self.norm(x)  # (N, H/2, W/2, 2C)
 
 

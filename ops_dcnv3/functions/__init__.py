@@ -1,6 +1,7 @@
 """DCNv3 and DCNv4 as functions, their references, and the original package's names."""
 
 from .backends import available_backends, choose_backend
+from .cpu_conv import apply_conv
 from .cpu_linear import apply_linear, is_plain_linear, linear
 from .dcnv3_func import DCNv3Function, dcnv3, dcnv3_core_pytorch, dcnv3_fused
 from .dcnv4_func import DCNv4Function, dcnv4
@@ -16,6 +17,7 @@ __all__ = [
     "DCNv3Function",
     "DCNv4Function",
     "Geometry",
+    "apply_conv",
     "apply_linear",
     "available_backends",
     "choose_backend",

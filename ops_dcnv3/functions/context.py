@@ -23,6 +23,18 @@ def is_transformed(*tensors: Tensor) -> bool:
     )
 
 
+def is_compiled_inference(*tensors: Tensor) -> bool:
+    """Whether torch.compile captures a computation on CPU tensors that wants no gradients."""
+    # The flag and not torch.compiler.is_exporting(), which torch.compile takes for true. Before
+    # torch 2.7 there is neither, and the graph may be one that leaves this machine.
+    return (
+        is_compiling()
+        and not getattr(torch.compiler, "_is_exporting_flag", True)
+        and not torch.is_grad_enabled()
+        and all(tensor.device.type == "cpu" for tensor in tensors)
+    )
+
+
 def is_plain_inference(*tensors: Tensor) -> bool:
     """Whether CPU tensors are computed and nobody watches: no autograd, graph, mode or transform.
 

@@ -3,17 +3,19 @@
 PyTorch's own path copies the bias into the result before it multiplies, and GELU reads and writes
 the result once more. In InternImage these passes cost as much as the sampling does. oneDNN, which
 PyTorch ships, has all three in one call. Nothing but the speed differs: wherever that call does
-not apply (gradients, GPUs, graphs, other dtypes), the ordinary functions run.
+not apply (gradients, GPUs, exported graphs, other dtypes), the ordinary functions run.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .context import is_plain_inference
-from .registration import autocast_dtype
+from .context import is_compiled_inference, is_plain_inference
+from .registration import autocast_dtype, library
 
 
 def _find_pointwise():
@@ -39,6 +41,31 @@ def _is_available() -> bool:
     return _pointwise is not None and torch.backends.mkldnn.enabled
 
 
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    then = ("gelu", [], "none") if gelu else ("none", [], "")
+    return _pointwise(x, weight, bias, *then)
+
+
+def _product_fake(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+# For graphs of torch.compile, which takes oneDNN's call only with constant weights.
+if hasattr(torch.library, "register_fake"):  # torch >= 2.4
+    library.define("linear(Tensor x, Tensor weight, Tensor? bias, bool gelu) -> Tensor")
+    library.impl("linear", _product, "CPU")
+    torch.library.register_fake("ops_dcnv3::linear", _product_fake, lib=library)
+
+
+def _find_product(*tensors: Tensor) -> Callable[..., Tensor] | None:
+    """What multiplies in this place, or None: the ordinary functions."""
+    if _pointwise is None or not torch.backends.mkldnn.enabled:
+        return None
+    if is_compiled_inference(*tensors):
+        return torch.ops.ops_dcnv3.linear
+    return _product if is_plain_inference(*tensors) and tensors[0].numel() else None
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """`torch.nn.functional.linear`, followed by the exact GELU if asked for.
 
@@ -52,15 +79,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
         (..., out); under autocast in its dtype.
     """
     tensors = (x, weight) if bias is None else (x, weight, bias)
-    if _is_available() and x.numel() and is_plain_inference(*tensors):
-        dtype = autocast_dtype("cpu") or x.dtype
-        if dtype in _dtypes and all(tensor.is_floating_point() for tensor in tensors):
-            if autocast_dtype("cpu") is not None:
-                tensors = tuple(tensor.to(dtype) for tensor in tensors)
-            if all(tensor.dtype == dtype for tensor in tensors):
-                x, weight, *biases = tensors
-                then = ("gelu", [], "none") if gelu else ("none", [], "")
-                return _pointwise(x, weight, biases[0] if biases else None, *then)
+    product = _find_product(*tensors)
+    dtype = autocast_dtype("cpu") or x.dtype
+    if product and dtype in _dtypes and all(tensor.is_floating_point() for tensor in tensors):
+        if autocast_dtype("cpu") is not None:
+            tensors = tuple(tensor.to(dtype) for tensor in tensors)
+        if all(tensor.dtype == dtype for tensor in tensors):
+            x, weight, *biases = tensors
+            return product(x, weight, biases[0] if biases else None, gelu)
     result = F.linear(x, weight, bias)
     return F.gelu(result) if gelu else result
 

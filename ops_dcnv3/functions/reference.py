@@ -181,8 +181,9 @@ def dcnv3_backward_reference(
         grad_mask += corner.weight * dot
         grad_x += corner.weight_dx * dot
         grad_y += corner.weight_dy * dot
-        share = torch.where(corner.valid, corner.weight * mask_, 0.0)
-        spread = (share.unsqueeze(-1) * top).flatten(2, 3)  # (N, G, Ho*Wo*P, D)
+        share = (corner.weight * mask_).unsqueeze(-1)  # (N, G, Ho*Wo, P, 1)
+        spread = torch.where(corner.valid.unsqueeze(-1), share * top, 0.0)  # no NaN of `top` either
+        spread = spread.flatten(2, 3)  # (N, G, Ho*Wo*P, D)
         index = corner.index.flatten(2).unsqueeze(-1).expand(-1, -1, -1, spread.shape[-1])
         grad_pixels = grad_pixels.scatter_add(2, index, spread)
     scaled = mask_ * geometry.offset_scale

@@ -13,7 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functions import apply_linear, choose_backend, dcnv3_fused, is_plain_linear, linear
+from ..functions import (
+    apply_conv,
+    apply_linear,
+    choose_backend,
+    dcnv3_fused,
+    is_plain_linear,
+    linear,
+)
 from ..functions.registration import cast_for_autocast
 
 PRODUCT_COLUMNS = 8  # matrix products slow down where the width is no multiple of this
@@ -172,7 +179,9 @@ class DCNv3(nn.Module):
             )
         (x,) = cast_for_autocast(x)  # once for both branches
         value = apply_linear(self.input_proj, x)
-        features = self.dw_conv(x.permute(0, 3, 1, 2))  # (N, H, W, C)
+        conv, norm, activation = self.dw_conv
+        features = apply_conv(conv, x.permute(0, 3, 1, 2))  # (N, C, H, W)
+        features = activation(norm(features))  # (N, H, W, C)
         output = dcnv3_fused(
             value,
             self._offset_and_mask(features),

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functions import apply_linear, choose_backend, dcnv4
+from ..functions import apply_conv, apply_linear, choose_backend, dcnv4
 from ..functions.registration import cast_for_autocast
 
 
@@ -152,7 +152,7 @@ class DCNv4(nn.Module):
         value = x if self.without_pointwise else apply_linear(self.value_proj, x)
         features = x
         if self.dw_kernel_size is not None:
-            features = self.offset_mask_dw(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            features = apply_conv(self.offset_mask_dw, x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         output = dcnv4(
             value,
             apply_linear(self.offset_mask, features),  # (N, H, W, G*P*3 and padding)

@@ -44,6 +44,8 @@ def calls(monkeypatch):
 @pytest.mark.parametrize("dtype", list(TOLERANCES))
 def test_equals_the_ordinary_functions(dtype, with_bias, gelu):
     x, weight, bias = arguments(dtype)
+    if dtype == torch.float16 and not hasattr(torch.library, "register_autograd"):
+        pytest.skip("before torch 2.4 float16 products may not exist on the CPU")
     bias = bias if with_bias else None
     actual = linear(x, weight, bias, gelu)
     assert actual.dtype == dtype and actual.shape == (2, 5, 4, 20)
@@ -89,9 +91,8 @@ def test_autocast(calls):
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_other_dtypes_are_left_to_pytorch(calls, dtype):
-    linear(*arguments(dtype))
+def test_other_dtypes_are_left_to_pytorch(calls):
+    linear(*arguments(torch.float64))
     assert not calls
 
 

@@ -7,7 +7,12 @@ import pytest
 import torch
 from helpers import BACKENDS, device_of, geometry, random_arguments, with_gradients
 
-from ops_dcnv3.functions import available_backends, dcnv3, dcnv3_reference
+from ops_dcnv3.functions import (
+    available_backends,
+    dcnv3,
+    dcnv3_backward_reference,
+    dcnv3_reference,
+)
 from ops_dcnv3.functions.dcnv3_func import _call
 
 
@@ -201,3 +206,16 @@ def test_pairs_are_height_then_width():
         x, offset, mask, kernel_size=(3, 5), stride=(2, 1), padding=(1, 2), dilation=(1, 1), group=2
     )
     assert output.shape == (1, 5, 12, 8)
+
+
+def test_an_infinite_gradient_reaches_the_sampled_pixels_only():
+    """The written-out backward pass against autograd of the forward one."""
+    shape = geometry(kernel_h=1, kernel_w=1, pad_h=0, pad_w=0)
+    arguments = random_arguments(shape, 1)
+    cotangent = torch.randn(1, 7, 6, 8, dtype=torch.float64)
+    cotangent[0, 0, 0], arguments[1][0, 0, 0] = float("inf"), -0.5  # half outside the corner
+    leaves = [tensor.requires_grad_() for tensor in arguments]
+    output = dcnv3_reference(*leaves, shape)
+    expected = torch.autograd.grad(output, leaves[0], cotangent)[0].isfinite()
+    actual = dcnv3_backward_reference(cotangent, *arguments, shape)[0].isfinite()
+    assert torch.equal(actual, expected) and not actual.all()
