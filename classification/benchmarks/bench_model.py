@@ -119,6 +119,7 @@ def inference(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Callable[
     if images.device.type != "cuda" or len(images) > 1:
         return run
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             run()

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ops_dcnv3.functions import apply_conv
+from ops_dcnv3.functions import apply_head_conv
 
 from .clip_projector import AttentionPool
 from .intern_image import ACT_LAYERS, InternImage, build_norm, init_linear_layers
@@ -99,8 +99,7 @@ class InternImageClassifier(InternImage):
         maps = self.forward_levels(images)
         x = maps[-1].permute(0, 3, 1, 2)  # (N, C, H/32, W/32)
         if not self.use_clip_projector:
-            conv, norm, activation = self.conv_head
-            return self.avgpool(activation(norm(apply_conv(conv, x)))).flatten(1)
+            return self.avgpool(apply_head_conv(self.conv_head, x)).flatten(1)
         fine = self.dcnv3_head_x3(maps[-2].permute(0, 3, 1, 2))  # (N, 1024, H/16, W/16)
         x = self.dcnv3_head_x4(x) + fine
         return self.fc_norm(self.clip_projector(x.flatten(2).transpose(1, 2)))

@@ -49,7 +49,7 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ops_dcnv3.functions import apply_conv, apply_linear
+from ops_dcnv3.functions import apply_conv, apply_linear, is_untouched
 from ops_dcnv3.modules import DCNv3, DCNv4
 
 __all__ = ["InternImage"]
@@ -234,11 +234,18 @@ class Block(nn.Module):
         return x + self.drop_path(mlp_out)
 
 
-def apply_mlp(mlp: Mlp, x: Tensor) -> Tensor:
+def apply_mlp(mlp: nn.Module, x: Tensor) -> Tensor:
     """``mlp(x)``; for inference on the CPU, GELU comes inside the first matrix product."""
-    if mlp.training or type(mlp.act) is not nn.GELU or mlp.act.approximate != "none":
-        return mlp(x)
-    return apply_linear(mlp.fc2, apply_linear(mlp.fc1, x, gelu=True))
+    if (
+        is_untouched(mlp, Mlp)
+        and is_untouched(mlp.act, nn.GELU)
+        and mlp.act.approximate == "none"
+        and is_untouched(mlp.norm, nn.Identity)
+        and all(is_untouched(drop, nn.Dropout) for drop in (mlp.drop1, mlp.drop2))
+        and not (mlp.drop1.training or mlp.drop2.training)
+    ):
+        return apply_linear(mlp.fc2, apply_linear(mlp.fc1, x, gelu=True))
+    return mlp(x)
 
 
 class Level(nn.Module):
@@ -451,7 +458,6 @@ class InternImage(nn.Module):
                 )
             )
         init_linear_layers(self)
-        self.to(memory_format=torch.channels_last)  # convolution weights, for channels-last inputs
         self._freeze()
 
     def forward_levels(self, images: Tensor) -> list[Tensor]:

@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-from timm.layers import DropPath
+from timm.layers import DropPath, GluMlp, Mlp
 from torch import nn
 from weight_recipe import apply_recipe, recipe_input
 
 from models import InternImage, InternImageClassifier, InternImageMetaFormer, build_model
 from models.build import number_or_none
+from models.intern_image import apply_mlp
 from ops_dcnv3.modules import DCNv3
 
 TINY = {"channels": 8, "depths": [1, 1, 2, 1], "groups": [1, 2, 4, 8]}
@@ -354,3 +355,39 @@ def test_layer_scale_from_yaml(value, number):
 def test_layer_scale_from_yaml_refused(value):
     with pytest.raises(ValueError, match="KEY must be a number or None"):
         number_or_none(value, "KEY")
+
+
+# --- the MLP's shorter way ------------------------------------------------------------------------
+
+
+def plain_mlp():
+    torch.manual_seed(0)
+    return Mlp(8, 32, drop=0.5).eval()
+
+
+def test_the_short_mlp_gives_the_same():
+    mlp, x = plain_mlp(), torch.randn(2, 5, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(apply_mlp(mlp, x), mlp(x), rtol=1e-5, atol=1e-5)
+
+
+def test_the_short_mlp_keeps_dropout_that_somebody_switched_on():
+    mlp, x = plain_mlp(), torch.randn(2, 5, 8)
+    mlp.drop2.train()
+    with torch.no_grad():
+        assert (apply_mlp(mlp, x) == 0).any()
+
+
+@pytest.mark.parametrize("part", ["", "act", "drop1", "norm"])
+def test_hooks_inside_the_mlp_run(part):
+    mlp, seen = plain_mlp(), []
+    mlp.get_submodule(part).register_forward_hook(lambda *_: seen.append(part))
+    with torch.no_grad():
+        apply_mlp(mlp, torch.randn(2, 5, 8))
+    assert seen == [part]
+
+
+def test_another_mlp_is_called():
+    mlp, x = GluMlp(8, 32).eval(), torch.randn(2, 5, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(apply_mlp(mlp, x), mlp(x))

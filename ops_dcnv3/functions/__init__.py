@@ -1,8 +1,9 @@
 """DCNv3 and DCNv4 as functions, their references, and the original package's names."""
 
 from .backends import available_backends, choose_backend
-from .cpu_conv import apply_conv
-from .cpu_linear import apply_linear, is_plain_linear, linear
+from .context import is_untouched
+from .cpu_conv import apply_conv, apply_head_conv
+from .cpu_linear import apply_linear, linear
 from .dcnv3_func import DCNv3Function, dcnv3, dcnv3_core_pytorch, dcnv3_fused
 from .dcnv4_func import DCNv4Function, dcnv4
 from .geometry import Geometry
@@ -18,6 +19,7 @@ __all__ = [
     "DCNv4Function",
     "Geometry",
     "apply_conv",
+    "apply_head_conv",
     "apply_linear",
     "available_backends",
     "choose_backend",
@@ -29,6 +31,6 @@ __all__ = [
     "dcnv3_fused_reference",
     "dcnv3_reference",
     "dcnv4",
-    "is_plain_linear",
+    "is_untouched",
     "linear",
 ]

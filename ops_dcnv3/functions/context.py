@@ -23,6 +23,24 @@ def is_transformed(*tensors: Tensor) -> bool:
     )
 
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_has_global_hook = getattr(nn.modules.module, "_has_any_global_hook", lambda: False)
+
+
+def is_untouched(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether the layer is just PyTorch's `kind`, so that its parameters may be used without it.
+
+    Not so where somebody has replaced or hooked it: adapters, quantisation, partitioned or
+    offloaded parameters, feature extraction.
+    """
+    return (
+        type(layer) is kind
+        and "forward" not in vars(layer)
+        and not any(getattr(layer, hooks, None) for hooks in _HOOKS)
+        and not _has_global_hook()
+    )
+
+
 def is_compiled_inference(*tensors: Tensor) -> bool:
     """Whether torch.compile captures a computation on CPU tensors that wants no gradients."""
     # The flag and not torch.compiler.is_exporting(), which torch.compile takes for true. Before
@@ -36,7 +54,8 @@ def is_compiled_inference(*tensors: Tensor) -> bool:
 
 
 def is_plain_inference(*tensors: Tensor) -> bool:
-    """Whether CPU tensors are computed and nobody watches: no autograd, graph, mode or transform.
+    """Whether CPU tensors are computed and nobody watches: no autograd, graph, dispatch mode or
+    transform.
 
     Only then may a function take a way that autograd and the tools do not know.
     """

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .context import is_compiled_inference
+from .context import is_compiled_inference, is_untouched
 from .registration import autocast_dtype, library
 
 _SCHEMA = (
@@ -45,10 +45,9 @@ if hasattr(torch.library, "register_fake"):  # torch >= 2.4
 
 def _is_plain_conv(layer: nn.Module) -> bool:
     return (
-        type(layer) is nn.Conv2d
+        is_untouched(layer, nn.Conv2d)
         and layer.padding_mode == "zeros"
         and not isinstance(layer.padding, str)
-        and not (layer._forward_hooks or layer._forward_pre_hooks)
     )
 
 
@@ -58,9 +57,20 @@ def apply_conv(layer: nn.Module, x: Tensor) -> Tensor:
         return layer(x)
     weight, bias = layer.weight, layer.bias
     dtype = autocast_dtype("cpu")
-    if dtype is not None and x.dtype != torch.float64:
+    if dtype is not None and torch.float64 not in (x.dtype, weight.dtype):
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     return torch.ops.ops_dcnv3.conv2d(
         x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups
     )
+
+
+def apply_head_conv(layers: nn.Module, x: Tensor) -> Tensor:
+    """`layers(x)` of an `nn.Sequential` that begins with a convolution."""
+    if not is_untouched(layers, nn.Sequential):
+        return layers(x)
+    conv, *others = layers
+    x = apply_conv(conv, x)
+    for layer in others:
+        x = layer(x)
+    return x

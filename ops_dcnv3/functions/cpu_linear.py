@@ -2,7 +2,7 @@
 
 PyTorch's own path copies the bias into the result before it multiplies, and GELU reads and writes
 the result once more. In InternImage these passes cost as much as the sampling does. oneDNN, which
-PyTorch ships, has all three in one call. Nothing but the speed differs: wherever that call does
+PyTorch ships, has all three in one call. The results agree up to rounding. Wherever that call does
 not apply (gradients, GPUs, exported graphs, other dtypes), the ordinary functions run.
 """
 
@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .context import is_compiled_inference, is_plain_inference
+from .context import is_compiled_inference, is_plain_inference, is_untouched
 from .registration import autocast_dtype, library
 
 
-def _find_pointwise():
+def _find_pointwise() -> Callable[..., Tensor] | None:
     """oneDNN's linear layer with what follows it, or None in a PyTorch without it."""
     if not torch.backends.mkldnn.is_available():
         return None
@@ -34,14 +34,13 @@ def _supported_dtypes() -> tuple[torch.dtype, ...]:
     return (torch.float32,)
 
 
+_CASTABLE = (torch.float32, torch.float16, torch.bfloat16)  # autocast leaves float64 alone
 _dtypes = _supported_dtypes() if _pointwise is not None else ()
 
 
-def _is_available() -> bool:
-    return _pointwise is not None and torch.backends.mkldnn.enabled
-
-
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    if not x.numel():
+        return x.new_empty((*x.shape[:-1], weight.shape[0]))
     then = ("gelu", [], "none") if gelu else ("none", [], "")
     return _pointwise(x, weight, bias, *then)
 
@@ -63,7 +62,7 @@ def _find_product(*tensors: Tensor) -> Callable[..., Tensor] | None:
         return None
     if is_compiled_inference(*tensors):
         return torch.ops.ops_dcnv3.linear
-    return _product if is_plain_inference(*tensors) and tensors[0].numel() else None
+    return _product if is_plain_inference(*tensors) else None
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
@@ -81,7 +80,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
     tensors = (x, weight) if bias is None else (x, weight, bias)
     product = _find_product(*tensors)
     dtype = autocast_dtype("cpu") or x.dtype
-    if product and dtype in _dtypes and all(tensor.is_floating_point() for tensor in tensors):
+    if product and dtype in _dtypes and all(tensor.dtype in _CASTABLE for tensor in tensors):
         if autocast_dtype("cpu") is not None:
             tensors = tuple(tensor.to(dtype) for tensor in tensors)
         if all(tensor.dtype == dtype for tensor in tensors):
@@ -91,17 +90,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
     return F.gelu(result) if gelu else result
 
 
-def is_plain_linear(layer: nn.Module) -> bool:
-    """Whether the layer is a Linear whose parameters can be used without calling it.
-
-    Not so where somebody has replaced or hooked it: adapters, quantisation, partitioned parameters.
-    """
-    return type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
-
-
 def apply_linear(layer: nn.Module, x: Tensor, gelu: bool = False) -> Tensor:
     """`layer(x)`, followed by GELU if asked for, through `linear` where that is the same."""
-    if is_plain_linear(layer):
+    if is_untouched(layer, nn.Linear):
         return linear(x, layer.weight, layer.bias, gelu)
     result = layer(x)
     return F.gelu(result) if gelu else result

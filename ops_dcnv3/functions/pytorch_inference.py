@@ -15,14 +15,16 @@ from .context import is_plain_inference
 from .geometry import Geometry
 from .reference import dcnv3_reference, prepare
 
-CHUNK = 1 << 19  # entries of bags at a time: a few megabytes of indices and weights
+CHUNK = 1 << 19  # entries of bags at a time, if an image has fewer: megabytes of indices
 
 
 def _chunk(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry) -> Tensor:
     """(N, H, W, C) -> (N, Ho*Wo, G, D) in the accumulation dtype."""
     pixels, mask, corners, _ = prepare(input, offset, mask, geometry)
     batch, groups, size, depth = pixels.shape
-    first = torch.arange(batch * groups).view(batch, groups, 1, 1) * size  # rows of the table
+    first = (
+        torch.arange(batch * groups, device=pixels.device).view(batch, groups, 1, 1) * size
+    )  # rows of the table
     rows = torch.cat([corner.index + first for corner in corners], -1)  # (N, G, Ho*Wo, 4*P)
     weights = [torch.where(corner.valid, corner.weight * mask, 0.0) for corner in corners]
     bags = F.embedding_bag(
@@ -35,7 +37,7 @@ def _chunk(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry) -> T
 
 
 def dcnv3_plain(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry) -> Tensor:
-    """`dcnv3_reference`, by a shorter way where no gradient is wanted; same arguments and result.
+    """`dcnv3_reference`, by a shorter way where no gradient is wanted; equal up to rounding.
 
     A pixel that is not a number or infinite has weight 0 in bags that do not sample it, which does
     not silence it: such results are computed by the reference.

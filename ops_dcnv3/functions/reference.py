@@ -102,7 +102,7 @@ def _corners(x: Tensor, y: Tensor, height: int, width: int) -> tuple[list[_Corne
     return corners, inside
 
 
-def _group_first(tensor: Tensor, geometry: Geometry) -> Tensor:
+def _group_first(tensor: Tensor) -> Tensor:
     """(N, Ho, Wo, G, P) -> (N, G, Ho*Wo, P)."""
     return tensor.permute(0, 3, 1, 2, 4).flatten(2, 3)
 
@@ -122,15 +122,22 @@ def _gather(pixels: Tensor, corner: _Corner) -> Tensor:
     return torch.where(corner.valid.unsqueeze(-1), taken, 0.0)
 
 
-def prepare(input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry):
-    """Everything that forward and backward share, in the accumulation dtype, group first."""
+def prepare(
+    input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry
+) -> tuple[Tensor, Tensor, list[_Corner], Tensor]:
+    """Everything that forward and backward share, in the accumulation dtype, group first.
+
+    Returns:
+        Pixels (N, G, H*W, D), masks (N, G, Ho*Wo, P) with zeros for points outside the open box,
+        the four corners of every point, and whether the point is inside, (N, G, Ho*Wo, P).
+    """
     compute = accumulation_dtype(input.dtype)
     height, width = input.shape[1:3]
     x, y = sampling_locations(offset.to(compute), height, width, geometry)
-    x, y = _group_first(x, geometry), _group_first(y, geometry)  # (N, G, Ho*Wo, P)
+    x, y = _group_first(x), _group_first(y)  # (N, G, Ho*Wo, P)
     corners, inside = _corners(x, y, height, width)
     mask = mask.to(compute).unflatten(-1, (geometry.group, geometry.points))  # (N, Ho, Wo, G, P)
-    mask = torch.where(inside, _group_first(mask, geometry), 0.0)  # (N, G, Ho*Wo, P)
+    mask = torch.where(inside, _group_first(mask), 0.0)  # (N, G, Ho*Wo, P)
     return _pixels(input.to(compute), geometry), mask, corners, inside
 
 

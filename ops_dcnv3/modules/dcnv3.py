@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functions import (
-    apply_conv,
+    apply_head_conv,
     apply_linear,
     choose_backend,
     dcnv3_fused,
-    is_plain_linear,
+    is_untouched,
     linear,
 )
 from ..functions.registration import cast_for_autocast
@@ -179,9 +179,7 @@ class DCNv3(nn.Module):
             )
         (x,) = cast_for_autocast(x)  # once for both branches
         value = apply_linear(self.input_proj, x)
-        conv, norm, activation = self.dw_conv
-        features = apply_conv(conv, x.permute(0, 3, 1, 2))  # (N, C, H, W)
-        features = activation(norm(features))  # (N, H, W, C)
+        features = apply_head_conv(self.dw_conv, x.permute(0, 3, 1, 2))  # (N, H, W, C)
         output = dcnv3_fused(
             value,
             self._offset_and_mask(features),
@@ -211,7 +209,7 @@ class DCNv3(nn.Module):
         the layers are called.
         """
         layers = (self.offset, self.mask)
-        if not all(is_plain_linear(layer) for layer in layers):
+        if not all(is_untouched(layer, nn.Linear) for layer in layers):
             return torch.cat([layer(features) for layer in layers], -1)
         width = sum(layer.out_features for layer in layers)
         padding = -width % PRODUCT_COLUMNS

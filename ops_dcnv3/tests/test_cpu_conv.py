@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ops_dcnv3.functions import apply_conv
+from ops_dcnv3.functions import apply_conv, apply_head_conv
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.compiler, "_is_exporting_flag"),
@@ -80,3 +80,18 @@ def test_exported_graphs_hold_pytorchs_own_operator():
     with torch.no_grad():
         program = torch.export.export(Convolution(), (images(),))
     assert not any("ops_dcnv3" in str(node.target) for node in program.graph.nodes)
+
+
+def test_opcheck():
+    x, layer = images(), Convolution(groups=12).conv
+    arguments = (x, layer.weight.detach(), layer.bias.detach(), [1, 1], [1, 1], [1, 1], 12)
+    torch.library.opcheck(torch.ops.ops_dcnv3.conv2d.default, arguments)
+
+
+def test_a_hooked_sequence_is_called():
+    layers, x = nn.Sequential(nn.Conv2d(12, 8, 1), nn.ReLU()), images()
+    torch.testing.assert_close(apply_head_conv(layers, x), layers(x))
+    seen = []
+    layers.register_forward_hook(lambda *_: seen.append(1))
+    apply_head_conv(layers, x)
+    assert seen == [1]

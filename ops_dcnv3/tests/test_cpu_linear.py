@@ -7,7 +7,8 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
-from ops_dcnv3.functions import apply_linear, cpu_linear, is_plain_linear, linear
+from ops_dcnv3.functions import apply_linear, cpu_linear, is_untouched, linear
+from ops_dcnv3.modules import DCNv3, DCNv4
 
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float64: 1e-12}
 
@@ -144,15 +145,104 @@ class Wrapped(nn.Module):
         return apply_linear(self.layer, x, gelu=True)
 
 
-def test_hooked_and_replaced_layers_are_called(calls):
-    x, seen = arguments()[0], []
-    layer = nn.Linear(12, 20)
-    handle = layer.register_forward_hook(lambda *_: seen.append(1))
+def no_op(*_):
+    return None
+
+
+def change(layer, how):
+    """Something that is lost when the layer is not called."""
+    if how == "forward":
+        layer.forward = lambda x: nn.Linear.forward(layer, x)
+    elif how == "global":
+        return nn.modules.module.register_module_forward_hook(no_op)
+    else:
+        return getattr(layer, how)(no_op)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "register_forward_hook",
+        "register_forward_pre_hook",
+        "register_full_backward_hook",
+        "forward",
+        "global",
+    ],
+)
+def test_hooked_and_replaced_layers_are_called(calls, how):
+    x, layer = arguments()[0], nn.Linear(12, 20)
+    assert is_untouched(layer, nn.Linear)
+    handle = change(layer, how)
+    try:
+        assert not is_untouched(layer, nn.Linear)
+        with torch.no_grad():
+            apply_linear(layer, x, gelu=True)
+        assert not calls
+    finally:
+        if handle:
+            handle.remove()
+
+
+def test_another_kind_of_layer_is_called():
+    x = arguments()[0]
+    assert not is_untouched(nn.Identity(), nn.Linear)
+    torch.testing.assert_close(apply_linear(nn.Identity(), x, gelu=True), F.gelu(x))
+
+
+def test_autocast_leaves_float64_alone(calls):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(*arguments(torch.float64)).dtype == torch.float64
+    assert not calls
+
+
+# --- compiled inference ---------------------------------------------------------------------------
+
+since_2_7 = pytest.mark.skipif(
+    not hasattr(torch.compiler, "_is_exporting_flag"),
+    reason="before torch 2.7 a captured graph is not known to stay on this machine",
+)
+
+
+@since_2_7
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_compiled_inference(calls, dtype, dynamic, with_bias):
+    if dtype not in cpu_linear._dtypes:
+        pytest.skip("no bfloat16 products on this processor")
+    torch._dynamo.reset()
+    compiled = torch.compile(linear, fullgraph=True, dynamic=dynamic)
+    for rows in ((2, 5, 4), (1, 3, 6), (0, 3, 6)):
+        x, weight, bias = arguments(rows=rows)
+        bias = bias if with_bias else None
+        with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            before = len(calls)
+            actual = compiled(x, weight, bias, True)
+            assert len(calls) - before == (x.numel() > 0)
+            torch.testing.assert_close(actual, linear(x, weight, bias, True))
+
+
+@since_2_7
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("layer_type", [DCNv3, DCNv4])
+def test_compiled_layers_in_inference(calls, layer_type, dynamic):
+    torch._dynamo.reset()
+    layer = layer_type(16, group=2, dw_kernel_size=3).eval()
     with torch.no_grad():
-        assert not is_plain_linear(layer)
-        apply_linear(layer, x)
-        assert seen == [1] and not calls
-        handle.remove()
-        assert is_plain_linear(layer)
-        assert not is_plain_linear(nn.Identity())
-        torch.testing.assert_close(apply_linear(nn.Identity(), x, gelu=True), F.gelu(x))
+        for parameter in layer.parameters():
+            parameter.normal_(std=0.3)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic)
+    for size in ((2, 5, 4), (1, 7, 9)):
+        x = torch.randn(*size, 16)
+        with torch.inference_mode():
+            before = len(calls)
+            actual = compiled(x)
+            assert len(calls) - before == 3  # input, offsets and masks, output
+            torch.testing.assert_close(actual, layer(x))
+
+
+@since_2_7
+def test_opcheck():
+    x, weight, bias = arguments()
+    for gelu in (False, True):
+        torch.library.opcheck(torch.ops.ops_dcnv3.linear.default, (x, weight, bias, gelu))

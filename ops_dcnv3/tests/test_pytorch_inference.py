@@ -75,3 +75,10 @@ def test_nothing_to_sample(batch):
     shape = geometry(kernel_h=1, kernel_w=1, pad_h=0, pad_w=0, remove_center=True)
     assert not dcnv3_plain(*random_arguments(shape, batch), shape).any()
     assert dcnv3_plain(*random_arguments(geometry(), batch), geometry()).shape == (batch, 7, 6, 8)
+
+
+def test_default_device():
+    arguments = random_arguments(geometry())
+    expected = dcnv3_plain(*arguments, geometry())
+    with torch.device("meta"):
+        assert torch.equal(dcnv3_plain(*arguments, geometry()), expected)
