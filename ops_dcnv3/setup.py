@@ -112,7 +112,7 @@ def wants_cuda(torch) -> bool:
         if not torch.cuda.is_available():
             os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_architectures(torch))
         return True
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() or torch.version.cuda is None:  # a ROCm build has no CUDA
         return False
     if not has_nvcc:
         say("a GPU but no nvcc: the CUDA kernels are not built")

@@ -1,5 +1,6 @@
 // Argument checks of the compiled operator.
 #include <algorithm>
+#include <cmath>
 
 #include "dcnv3_op.h"
 
@@ -35,6 +36,10 @@ Geometry check_input(const at::Tensor& input, DCNV3_ARGUMENTS) {
   TORCH_CHECK_VALUE(
       input.dim() == 4 && input.size(3) == group * group_channels,
       "dcnv3: input must be (N, H, W, ", group * group_channels, "), got ", input.sizes());
+  TORCH_CHECK_VALUE(
+      input.size(1) >= 1 && input.size(2) >= 1, "dcnv3: input has no pixels: ", input.sizes());
+  TORCH_CHECK_VALUE(
+      std::isfinite(offset_scale), "dcnv3: offset_scale must be finite, got ", offset_scale);
   return {
       input.size(0), input.size(1), input.size(2),
       out_size(input.size(1), kernel_h, stride_h, pad_h, dilation_h),

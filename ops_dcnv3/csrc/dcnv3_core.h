@@ -1,5 +1,5 @@
-// What the CPU and CUDA kernels share: the sizes of a call, where points lie in memory, and where one
-// point samples the input, written out.
+// What the kernels share: the sizes of a call, where points lie in memory, and, for the exact CPU
+// kernel, where one point samples the input, written out.
 //
 // InternImage (arXiv 2211.05778), section 3.1, equation 2; conventions as in
 // functions/reference.py. Nothing here knows about tensors, threads or devices.
@@ -76,9 +76,11 @@ DCNV3_HOST_DEVICE Sample<acc_t> locate(
   const int64_t centre_y = (s.dilation_h * (s.kernel_h - 1)) / 2;
   const acc_t scale = static_cast<acc_t>(s.offset_scale);
   const acc_t first_x =
-      static_cast<acc_t>(centre_x - s.pad_w + out_x * s.stride_w) - static_cast<acc_t>(centre_x) * scale;
+      static_cast<acc_t>(centre_x - s.pad_w + out_x * s.stride_w) -
+      static_cast<acc_t>(centre_x) * scale;
   const acc_t first_y =
-      static_cast<acc_t>(centre_y - s.pad_h + out_y * s.stride_h) - static_cast<acc_t>(centre_y) * scale;
+      static_cast<acc_t>(centre_y - s.pad_h + out_y * s.stride_h) -
+      static_cast<acc_t>(centre_y) * scale;
   const acc_t x = first_x + (static_cast<acc_t>(kernel_x * s.dilation_w) + offset_x) * scale;
   const acc_t y = first_y + (static_cast<acc_t>(kernel_y * s.dilation_h) + offset_y) * scale;
 

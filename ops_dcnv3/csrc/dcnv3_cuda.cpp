@@ -48,11 +48,12 @@ void* mutable_element(const at::Tensor& tensor, int64_t index) {
 }
 
 at::Tensor forward(const Geometry& s, const at::Tensor& input, const Points& points) {
+  const Type type = type_of(input);
   at::Tensor output =
       at::empty({s.batch, s.out_height, s.out_width, s.channels()}, input.options());
   if (output.numel() == 0) return output;
   C10_CUDA_CHECK(launch_forward(
-      type_of(input), s, points.layout, input.const_data_ptr(), points.offset, points.mask,
+      type, s, points.layout, input.const_data_ptr(), points.offset, points.mask,
       output.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream()));
   return output;
 }
@@ -61,8 +62,8 @@ at::Tensor forward(const Geometry& s, const at::Tensor& input, const Points& poi
 at::Tensor backward(
     const Geometry& s, const at::Tensor& grad_output, const at::Tensor& input, const Points& points,
     void* grad_offset, void* grad_mask) {
-  if (grad_output.numel() == 0) return at::zeros(input.sizes(), input.options());
   const Type type = type_of(input);
+  if (grad_output.numel() == 0) return at::zeros(input.sizes(), input.options());
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   C10_CUDA_CHECK(launch_point_gradients(
       type, s, points.layout, grad_output.const_data_ptr(), input.const_data_ptr(), points.offset,
@@ -128,8 +129,9 @@ std::tuple<at::Tensor, at::Tensor> dcnv3_fused_backward_cuda(
   check_grad_output(grad_output, input, s);
   const c10::cuda::CUDAGuard guard(input.device());
   const at::Tensor both = offset_mask.contiguous();
-  const bool has_padding = both.size(3) > 3 * s.group * s.points();
-  at::Tensor grad_both = has_padding ? at::zeros_like(both) : at::empty_like(both);
+  at::Tensor grad_both = at::empty_like(both);
+  const int64_t used = 3 * s.group * s.points();
+  if (both.size(3) > used) grad_both.narrow(3, used, both.size(3) - used).zero_();
   const int64_t start = fused_mask_start(s, interleaved);
   const Points points{
       fused_layout(s, both.size(3), softmax, interleaved), element(both, 0), element(both, start)};

@@ -46,7 +46,9 @@ __device__ inline float widen<float, __half>(__half value) {
 }
 template <>
 __device__ inline float widen<float, __nv_bfloat16>(__nv_bfloat16 value) {
-  return __uint_as_float(static_cast<unsigned>(__bfloat16_as_ushort(value)) << 16);
+  // not __bfloat16_as_ushort, which older toolkits have from sm_80 on only
+  const auto bits = *reinterpret_cast<const unsigned short*>(&value);
+  return __uint_as_float(static_cast<unsigned>(bits) << 16);
 }
 template <>
 __device__ inline __half narrow<__half, float>(float value) {
@@ -232,7 +234,8 @@ __device__ inline bool neighbours(
   const bool first_column = point.left >= 0, last_column = point.left + 1 < width;
   const bool first_row = point.top >= 0, last_row = point.top + 1 < height;
   const bool any = point.inside;
-  const index_t upper = (point.top * width + point.left) * step, lower = upper + width * step;
+  const index_t top = any ? point.top : 0, left = any ? point.left : 0;  // no overflow
+  const index_t upper = (top * width + left) * step, lower = upper + width * step;
   corners.at[0] = any && first_row && first_column ? upper : -1;
   corners.at[1] = any && first_row && last_column ? upper + step : -1;
   corners.at[2] = any && last_row && first_column ? lower : -1;

@@ -123,8 +123,10 @@ inline Reach reach_of(
   const double low = start + std::min(length, 0.0) - halo * std::abs(scale);
   const double high = start + std::max(length, 0.0) + static_cast<double>((tile - 1) * stride) +
                       halo * std::abs(scale);
-  const double first = std::clamp(std::floor(low), -limit, limit);
-  const double last = std::clamp(std::floor(high) + 1, -limit, limit);
+  const auto bounded = [&](double x) {  // NaN too
+    return x > -limit ? (x < limit ? x : limit) : -limit;
+  };
+  const double first = bounded(std::floor(low)), last = bounded(std::floor(high) + 1);
   return {static_cast<int64_t>(first), static_cast<int64_t>(last - first) + 1};
 }
 

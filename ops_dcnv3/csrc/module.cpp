@@ -31,7 +31,9 @@ at::Tensor dcnv3_forward(
     int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w,
     int64_t dilation_h, int64_t dilation_w, int64_t group, int64_t group_channels,
     double offset_scale, int64_t /*im2col_step*/, bool remove_center) {
-  return op<Forward>("ops_dcnv3::dcnv3").call(input, offset, mask, DCNV3_ARGUMENT_NAMES);
+  const auto handle = op<Forward>("ops_dcnv3::dcnv3");
+  const pybind11::gil_scoped_release release;
+  return handle.call(input, offset, mask, DCNV3_ARGUMENT_NAMES);
 }
 
 std::vector<at::Tensor> dcnv3_backward(
@@ -40,9 +42,10 @@ std::vector<at::Tensor> dcnv3_backward(
     int64_t dilation_h, int64_t dilation_w, int64_t group, int64_t group_channels,
     double offset_scale, const at::Tensor& grad_output, int64_t /*im2col_step*/,
     bool remove_center) {
+  const auto handle = op<Backward>("ops_dcnv3::dcnv3_backward");
+  const pybind11::gil_scoped_release release;
   auto [grad_input, grad_offset, grad_mask] =
-      op<Backward>("ops_dcnv3::dcnv3_backward")
-          .call(grad_output, input, offset, mask, DCNV3_ARGUMENT_NAMES);
+      handle.call(grad_output, input, offset, mask, DCNV3_ARGUMENT_NAMES);
   return {grad_input, grad_offset, grad_mask};
 }
 

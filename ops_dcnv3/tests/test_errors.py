@@ -188,3 +188,18 @@ def test_wrong_module_input():
         layer(torch.zeros(2, 16, 5, 5))
     with pytest.raises(ValueError, match="DCNv3_pytorch has backend 'pytorch', got 'cpp'"):
         DCNv3_pytorch(16, group=2, backend="cpp")
+
+
+@pytest.mark.skipif("cpp" not in available_backends(), reason="backend cpp is not compiled here")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"height": 0}, "input has no pixels"), ({"offset_scale": float("inf")}, "must be finite")],
+)
+def test_the_compiled_operator_refuses_what_no_kernel_can_plan(change, message):
+    shape = geometry(pad_h=2, offset_scale=change.get("offset_scale", 1.0))
+    arguments = random_arguments(shape, height=change.get("height", 7))
+    cotangent = torch.zeros(*arguments[2].shape[:3], 8, dtype=torch.float64)
+    with pytest.raises(ValueError, match=message):
+        torch.ops.ops_dcnv3.dcnv3(*arguments, *shape)
+    with pytest.raises(ValueError, match=message):
+        torch.ops.ops_dcnv3.dcnv3_backward(cotangent, *arguments, *shape)
