@@ -27,6 +27,7 @@ ABI_VERSION = 2
 ENVIRONMENT_VARIABLE = "OPS_DCNV3_BACKEND"
 NAMES = ("cpp", "cuda", "triton", "pytorch")
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+OLD_TORCH = not hasattr(torch.library, "register_autograd")  # before 2.4, which brought Triton 3
 INSTALL_HINT = "pip install --force-reinstall --no-deps ./ops_dcnv3"
 
 
@@ -84,6 +85,8 @@ def triton_problem() -> str:
     """Why Triton kernels cannot run here, or '' if they can. Triton is not imported by asking."""
     if not TRITON_INSTALLED:
         return "Triton is not installed (pip install triton)"
+    if OLD_TORCH:
+        return f"the kernels need Triton 3 and torch 2.4, this is torch {torch.__version__}"
     if not is_triton_interpreted() and not torch.cuda.is_available():
         return (
             "Triton needs a GPU, and none is visible (TRITON_INTERPRET=1 runs it without, slowly)"

@@ -20,7 +20,8 @@ from ops_dcnv3.functions.triton_backend import choose_blocks
 TESTS = Path(__file__).parent
 
 needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
+    importlib.util.find_spec("triton") is None or backends.OLD_TORCH,
+    reason="Triton 3 is not installed",
 )
 
 # Tests of every backend that are repeated in the interpreter, as pytest's -k expressions. The
