@@ -24,7 +24,6 @@ def is_transformed(*tensors: Tensor) -> bool:
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_has_global_hook = getattr(nn.modules.module, "_has_any_global_hook", lambda: False)
 
 
 def is_untouched(layer: nn.Module, kind: type[nn.Module]) -> bool:
@@ -36,8 +35,8 @@ def is_untouched(layer: nn.Module, kind: type[nn.Module]) -> bool:
     return (
         type(layer) is kind
         and "forward" not in vars(layer)
-        and not any(getattr(layer, hooks, None) for hooks in _HOOKS)
-        and not _has_global_hook()
+        and not any(getattr(layer, hooks) for hooks in _HOOKS)
+        and not any(getattr(nn.modules.module, f"_global{hooks}") for hooks in _HOOKS)
     )
 
 

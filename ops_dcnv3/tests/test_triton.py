@@ -189,6 +189,7 @@ def gpu_without_extension(monkeypatch):
     monkeypatch.delenv("OPS_DCNV3_BACKEND", raising=False)
     monkeypatch.setattr(backends, "extension", None)
     monkeypatch.setattr(backends, "TRITON_INSTALLED", True)
+    monkeypatch.setattr(backends, "OLD_TORCH", False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     return monkeypatch
 
