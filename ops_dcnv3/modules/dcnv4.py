@@ -186,7 +186,7 @@ class DCNv4(nn.Module):
 def _map_size(length: int, shape: tuple[int, int] | None) -> tuple[int, int]:
     """(H, W) of `length` tokens."""
     if shape is None:
-        side = math.isqrt(length)
+        side = int(length**0.5 + 0.5)  # not math.isqrt, which torch.compile cannot trace
         if side * side != length:
             raise ValueError(
                 f"DCNv4 takes tokens without a shape for a square map, and {length} tokens do not "

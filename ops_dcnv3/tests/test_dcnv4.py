@@ -346,8 +346,11 @@ def test_refused_inputs(size, shape, words):
     not hasattr(torch.library, "register_autograd"),
     reason="compiling custom operators needs torch 2.4",
 )
-def test_compiled_as_one_graph():
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compiled_as_one_graph(dynamic):
+    torch._dynamo.reset()
     layer = recipe(DCNv4(8, group=2, center_feature_scale=True)).float()
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    x = torch.randn(2, 4, 4, 8)
-    torch.testing.assert_close(compiled(x.flatten(1, 2)), layer(x).flatten(1, 2))
+    compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for side in (4, 7):
+        x = torch.randn(2, side, side, 8)
+        torch.testing.assert_close(compiled(x.flatten(1, 2)), layer(x).flatten(1, 2))
