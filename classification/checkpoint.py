@@ -21,8 +21,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 import distributed
-import weights
-from safe_load import CheckpointError, load_file
+from models import weights
+from models.safe_load import CheckpointError, load_file
 
 __all__ = [
     "CheckpointError",
@@ -230,7 +230,7 @@ def resume_training(
     A file without optimizer state gives its weights only, and training starts at epoch 0.
 
     Args:
-        checkpoint: what :func:`safe_load.load_file` returned.
+        checkpoint: what :func:`models.safe_load.load_file` returned.
         source: file name, for messages.
         model: unwrapped model.
 

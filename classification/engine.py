@@ -24,8 +24,8 @@ from torch.nn.parallel import DistributedDataParallel
 import distributed
 from checkpoint import unwrap
 from logger import Meter, Progress, RunLog, format_seconds, memory_mb
+from models.weights import CLASSES_1K, CLASSES_22K
 from nonfinite import NonFiniteError, bad_gradients, diagnose
-from weights import CLASSES_1K, CLASSES_22K
 
 logger = logging.getLogger(__name__)
 

@@ -28,8 +28,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 import distributed
 import engine
-import safe_load
-import weights
 from checkpoint import (
     CheckpointError,
     CheckpointWriter,
@@ -43,9 +41,11 @@ from checkpoint import (
 from cli import ArgumentParser
 from config import ConfigError, add_arguments, amp_dtype, config_to_dict, get_config, is_typed
 from dataset import DataError, build_loader
+from fetch import fetch
 from logger import RunLog, close_logging, setup_logging
 from lr_scheduler import build_scheduler
-from models import build_model
+from models import build_model, weights
+from models.safe_load import load_file
 from nonfinite import NonFiniteError
 from optimizer import build_optimizer
 
@@ -176,8 +176,8 @@ def find_checkpoint(config: Any) -> str:
 
 def load_pretrained(config: Any, model: nn.Module, *, evaluation: bool = False) -> dict:
     """Load MODEL.PRETRAINED (path or URL) into an unwrapped model."""
-    path = safe_load.fetch(config.MODEL.PRETRAINED)
-    checkpoint = safe_load.load_file(path)
+    path = fetch(config.MODEL.PRETRAINED)
+    checkpoint = load_file(path)
     weights.load_weights(
         model,
         checkpoint,
@@ -193,8 +193,8 @@ def evaluate_only(run: Run, ema: nn.Module | None, resume: str) -> None:
     """``--eval``: load weights only, validate them and their moving average."""
     config = run.config
     if resume:
-        path = safe_load.fetch(resume)
-        checkpoint = safe_load.load_file(path)
+        path = fetch(resume)
+        checkpoint = load_file(path)
         weights.load_weights(
             run.model,
             checkpoint,
@@ -262,9 +262,9 @@ def train(run: Run, ema: nn.Module | None, resume: str, dtype: torch.dtype | Non
             logger.info("Max ema accuracy: %.2f%%", point.max_accuracy_ema)
 
     if resume:
-        path = safe_load.fetch(resume)
+        path = fetch(resume)
         point = resume_training(
-            safe_load.load_file(path), source=str(path), model=run.model, optimizer=optimizer,
+            load_file(path), source=str(path), model=run.model, optimizer=optimizer,
             scheduler=scheduler, scaler=scaler, ema=ema, head_map=config.MODEL.HEAD_MAP,
         )  # fmt: skip
     run.open_log(point.start_epoch * steps)

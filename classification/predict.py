@@ -28,14 +28,14 @@ from torch import nn
 
 import contact_sheet
 import distributed
-import safe_load
-import weights
 from cli import ArgumentParser
 from config import ConfigError, config_from_dict, default_config, load_config_file
 from dataset.class_names import names_for, wordnet_ids
 from dataset.decode import DECODE_ERRORS, decode_image
 from dataset.transforms import build_transform
-from models import build_model
+from fetch import fetch
+from models import build_model, weights
+from models.safe_load import CheckpointError, load_file
 
 logger = logging.getLogger(__name__)
 
@@ -155,11 +155,11 @@ def load_classifier(args: argparse.Namespace) -> tuple[Classifier, str]:
         ConfigError: no configuration, or a wrong one.
         CheckpointError: the file cannot be read, has no head or does not fit.
     """
-    path = safe_load.fetch(args.resume)
-    checkpoint = safe_load.load_file(path)
+    path = fetch(args.resume)
+    checkpoint = load_file(path)
     if args.ema:
         if not checkpoint.get("model_ema"):
-            raise safe_load.CheckpointError(f"{path} has no moving average: leave --ema out")
+            raise CheckpointError(f"{path} has no moving average: leave --ema out")
         checkpoint["model"] = checkpoint["model_ema"]
     opts = args.opts or []
     if args.cfg:
@@ -168,7 +168,7 @@ def load_classifier(args: argparse.Namespace) -> tuple[Classifier, str]:
         config = _checkpoint_config(checkpoint, opts, str(path))
     classes = weights.head_classes(checkpoint)
     if classes is None:
-        raise safe_load.CheckpointError(f"{path} has no classification head (head.weight)")
+        raise CheckpointError(f"{path} has no classification head (head.weight)")
     config = config.clone()
     config.defrost()
     config.MODEL.NUM_CLASSES = classes
@@ -317,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(args)
     except (
-        safe_load.CheckpointError,
+        CheckpointError,
         distributed.DistributedSetupError,
         OSError,
         ValueError,

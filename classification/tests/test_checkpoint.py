@@ -17,11 +17,10 @@ from timm.utils import ModelEmaV3
 from yacs.config import CfgNode
 
 import checkpoint as ckpt
-import safe_load
-import weights
-from models import build_model
+from fetch import fetch
+from models import build_model, safe_load, weights
+from models.safe_load import CheckpointError, load_file
 from optimizer import build_optimizer
-from safe_load import CheckpointError, load_file
 
 
 def model_of(config, **changes):
@@ -133,13 +132,13 @@ def test_own_files_are_plain(trained):
 # ------------------------------------------------------------------------------------ fetching
 def test_missing_file_names_the_path():
     with pytest.raises(CheckpointError, match=r"nowhere/x\.pth does not exist"):
-        safe_load.fetch("nowhere/x.pth")
+        fetch("nowhere/x.pth")
 
 
 def test_offline_url_says_where_to_put_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(CheckpointError) as error:
-        safe_load.fetch("http://127.0.0.1:9/nets/tiny-deadbeef.pth")
+        fetch("http://127.0.0.1:9/nets/tiny-deadbeef.pth")
     text = str(error.value)
     assert "http://127.0.0.1:9/nets/tiny-deadbeef.pth" in text and "deadbeef" in text
     assert str(tmp_path / "checkpoints" / "tiny-deadbeef.pth") in text
@@ -166,18 +165,18 @@ def test_url_is_downloaded_once_and_its_hash_checked(tmp_path, monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     base = f"http://127.0.0.1:{server.server_port}/"
     try:
-        path = safe_load.fetch(base + good)
+        path = fetch(base + good)
         assert load_file(path)["w"].shape == (2,)
         with pytest.raises(CheckpointError, match="not the expected one"):
-            safe_load.fetch(base + bad)
+            fetch(base + bad)
         assert not (path.parent / bad).exists()
     finally:
         server.shutdown()
         server.server_close()
-    assert safe_load.fetch(base + good) == path  # no server any more: from the folder
+    assert fetch(base + good) == path  # no server any more: from the folder
     path.write_bytes(b"changed")
     with pytest.raises(CheckpointError, match=f"asks for {digest}"):
-        safe_load.fetch(base + good)
+        fetch(base + good)
 
 
 # ------------------------------------------------------------------------------------- writing

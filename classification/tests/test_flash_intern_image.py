@@ -23,10 +23,10 @@ from models import (
     InternImageClassifier,
     build_model,
 )
+from models.safe_load import CheckpointError
+from models.weights import load_weights
 from ops_dcnv3.modules import DCNv4
 from optimizer import build_optimizer
-from safe_load import CheckpointError
-from weights import load_weights
 
 HERE = Path(__file__).parent
 DATA = json.loads(gzip.decompress((HERE / "data" / "flash_forward.json.gz").read_bytes()))

@@ -16,7 +16,7 @@ from helpers import CLASSIFICATION, environment, read_log, run_program, torchrun
 
 import engine
 import main
-from safe_load import load_file
+from models.safe_load import load_file
 
 # one epoch without warm-up and without random parts other than the order
 QUIET = ["TRAIN.EPOCHS", "1", "TRAIN.WARMUP_EPOCHS", "0", "TRAIN.EMA.ENABLE", "False",

@@ -9,7 +9,7 @@ from PIL import Image
 
 import predict
 from contact_sheet import Card, draw_sheet, font, shorten, wrap
-from safe_load import load_file
+from models.safe_load import load_file
 
 
 def run(checkpoint, *args) -> int:

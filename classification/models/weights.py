@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from safe_load import CheckpointError
+from .safe_load import CheckpointError
 
 logger = logging.getLogger(__name__)
 
 State = dict[str, torch.Tensor]
 CLASSES_22K = 21841
 CLASSES_1K = 1000
-DEFAULT_HEAD_MAP = Path(__file__).resolve().parent / "meta_data" / "map22kto1k.txt"
+DEFAULT_HEAD_MAP = Path(__file__).resolve().parents[1] / "meta_data" / "map22kto1k.txt"
 
 _WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|student|teacher|model)\.)+")
 _SWIN_LEFTOVERS = ("relative_position_index", "relative_coords_table", "attn_mask")
