@@ -32,9 +32,12 @@ $(STAMPS)/python:
 	$(PYTHON) -m venv $(VENV)
 	@mkdir -p $(STAMPS) && touch $@
 
-$(STAMPS)/requirements: $(STAMPS)/python requirements/classification.txt requirements/dev.txt \
-		requirements/constraints.txt
-	$(BIN)/python -m pip install -r requirements/classification.txt -r requirements/dev.txt \
+REQUIREMENTS := $(addprefix requirements/,classification.txt dev.txt huggingface.txt tools.txt large.txt)
+
+$(STAMPS)/requirements: $(STAMPS)/python $(REQUIREMENTS) requirements/constraints.txt
+	$(BIN)/python -m pip install $(addprefix -r ,$(filter-out %/large.txt,$(REQUIREMENTS))) \
+		-c requirements/constraints.txt
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --no-build-isolation -r requirements/large.txt \
 		-c requirements/constraints.txt
 	@touch $@
 

@@ -26,13 +26,13 @@ from torch import Tensor, nn
 CLASSIFICATION = Path(__file__).resolve().parent.parent
 sys.path += [str(CLASSIFICATION), str(CLASSIFICATION.parent / "ops_dcnv3" / "benchmarks")]
 
-from grid_sample_baseline import grid_sample_dcnv3  # noqa: E402
-from measure import environment, median_times, peak_extra_bytes  # noqa: E402
+from grid_sample_baseline import grid_sample_dcnv3
+from measure import environment, median_times, peak_extra_bytes
 
-from config import get_config  # noqa: E402
-from models import build_model  # noqa: E402
-from ops_dcnv3.functions import Geometry  # noqa: E402
-from ops_dcnv3.modules import DCNv3  # noqa: E402
+from config import get_config
+from models import build_model
+from ops_dcnv3.functions import Geometry
+from ops_dcnv3.modules import DCNv3
 
 SIZES = {
     "tiny": ("t_1k_224", "convnext_tiny", "swin_tiny_patch4_window7_224"),
