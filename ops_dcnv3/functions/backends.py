@@ -12,6 +12,7 @@ broken or built for another PyTorch: the reason is kept and the next backend is 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.machinery
 import importlib.util
@@ -94,15 +95,54 @@ def triton_problem() -> str:
     return ""
 
 
+def covers(architectures: str, capability: tuple[int, int]) -> bool:
+    """Whether kernels built for `architectures` run on a GPU of that compute capability.
+
+    Args:
+        architectures: as in TORCH_CUDA_ARCH_LIST, '8.0;9.0+PTX'. Binary code runs on later minor
+            versions of its major version, PTX on every later GPU.
+        capability: (major, minor) of the GPU.
+    """
+    for entry in filter(None, architectures.split(";")):
+        number = entry.removesuffix("+PTX")
+        built = tuple(int(part) for part in number.rstrip("af").split("."))
+        if number[-1] in "af":  # 9.0a: code for this one architecture
+            if built == capability:
+                return True
+        elif built <= capability and (built[0] == capability[0] or entry.endswith("+PTX")):
+            return True
+    return False
+
+
+@functools.lru_cache
+def _uncovered_gpu(architectures: str) -> str:
+    """Which visible GPU kernels for `architectures` do not run on, or ''."""
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        capability = torch.cuda.get_device_capability(index)
+        if not covers(architectures, capability):
+            return (
+                f"the installed DCNv3 was compiled for GPUs of compute capability {architectures}, "
+                f"{torch.cuda.get_device_name(index)} has {capability[0]}.{capability[1]}"
+            )
+    return ""
+
+
+def cuda_problem() -> str:
+    """Why the compiled CUDA kernels cannot run in this process, or ''."""
+    if extension is None:
+        return unavailable_reason or "the compiled module DCNv3 is not there"
+    if not extension.cuda_architectures:
+        return "the installed DCNv3 was compiled without CUDA"
+    return _uncovered_gpu(extension.cuda_architectures)
+
+
 def has_kernel(backend: str) -> bool:
     """Whether `backend` ('cpp', 'cuda', 'triton' or 'pytorch') exists in this process."""
     if backend == "pytorch":
         return True
     if backend == "triton":
         return not triton_problem()
-    if extension is None:
-        return False
-    return backend == "cpp" or bool(extension.cuda_architectures)
+    return extension is not None if backend == "cpp" else not cuda_problem()
 
 
 def available_backends() -> list[str]:
@@ -124,7 +164,7 @@ def _refuse(backend: str, device_type: str) -> str | None:
         return None
     if backend == "triton":
         return f"backend 'triton' is not there: {triton_problem()}"
-    reason = unavailable_reason or "the installed DCNv3 was compiled without CUDA"
+    reason = cuda_problem() if backend == "cuda" else unavailable_reason
     return f"backend {backend!r} is not there: {reason}. To compile it: {INSTALL_HINT}"
 
 

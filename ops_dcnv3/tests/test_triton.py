@@ -211,6 +211,39 @@ def test_compiled_kernels_come_first(gpu_without_extension):
     assert available_backends() == ["cuda", "triton", "cpp", "pytorch"]
 
 
+@pytest.mark.parametrize(
+    ("architectures", "capability", "runs"),
+    [
+        ("8.0;9.0", (8, 0), True),
+        ("8.0;9.0", (8, 9), True),  # binary code of the same major version
+        ("8.0;9.0", (7, 5), False),
+        ("8.6", (8, 0), False),
+        ("8.0;9.0", (10, 0), False),
+        ("8.0;9.0+PTX", (12, 0), True),  # compiled by the driver
+        ("9.0a", (9, 0), True),
+        ("9.0a", (9, 1), False),
+    ],
+)
+def test_kernels_for_other_gpus_are_not_chosen(
+    gpu_without_extension, architectures, capability, runs
+):
+    class Extension:
+        cuda_architectures = architectures
+
+    gpu_without_extension.setattr(backends, "extension", Extension)
+    gpu_without_extension.setattr(torch.cuda, "device_count", lambda: 1)
+    gpu_without_extension.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    gpu_without_extension.setattr(torch.cuda, "get_device_name", lambda index: "Test GPU")
+    backends._uncovered_gpu.cache_clear()
+    try:
+        assert backends.choose_backend("cuda") == ("cuda" if runs else "triton")
+        if not runs:
+            with pytest.raises(RuntimeError, match="compiled for GPUs of compute capability"):
+                backends.choose_backend("cuda", "cuda")
+    finally:
+        backends._uncovered_gpu.cache_clear()
+
+
 def test_without_triton_or_a_gpu(gpu_without_extension):
     gpu_without_extension.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match="'triton' is not there: Triton needs a GPU"):
