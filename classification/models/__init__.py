@@ -1,4 +1,12 @@
-"""The models of this folder; `build_model` makes the one that a config describes."""
+"""The models of this folder: by name (`create_model`), or as a config describes (`build_model`)."""
+
+try:
+    import ops_dcnv3  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "InternImage needs the operator package ops_dcnv3, which is part of the same repository: "
+        "pip install --no-build-isolation ./ops_dcnv3 (in the repository's root)"
+    ) from error
 
 from .build import build_model
 from .classifier import InternImageClassifier
@@ -6,6 +14,9 @@ from .flash_classifier import FlashInternImageClassifier
 from .flash_intern_image import FlashInternImage
 from .intern_image import InternImage
 from .intern_image_meta_former import InternImageMetaFormer
+from .registry import create_model, list_models
+
+__version__ = "2.0.0"
 
 __all__ = [
     "FlashInternImage",
@@ -14,4 +25,6 @@ __all__ = [
     "InternImageClassifier",
     "InternImageMetaFormer",
     "build_model",
+    "create_model",
+    "list_models",
 ]

@@ -130,11 +130,11 @@ def init_linear_layers(module: nn.Module) -> None:
 
 
 class Stem(nn.Module):
-    """Two 3x3 convolutions of stride 2: (N, 3, H, W) -> (N, H/4, W/4, C) (section 3.2)."""
+    """Two 3x3 convolutions of stride 2: (N, in_chans, H, W) -> (N, H/4, W/4, C) (section 3.2)."""
 
-    def __init__(self, channels: int, act_layer: str, norm_layer: str) -> None:
+    def __init__(self, channels: int, act_layer: str, norm_layer: str, in_chans: int = 3) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, channels // 2, 3, stride=2, padding=1)
+        self.conv1 = nn.Conv2d(in_chans, channels // 2, 3, stride=2, padding=1)
         self.norm1 = build_norm(
             channels // 2, norm_layer, channels_first_in=True, channels_first_out=True
         )
@@ -329,6 +329,7 @@ class InternImage(nn.Module):
             and stay in evaluation mode.
         backend: name of an implementation of the operator, such as 'cpp' or 'cuda' (see
             :class:`ops_dcnv3.modules.DCNv3`); None picks the fastest that can run.
+        in_chans: channels of the images.
 
     Raises:
         ValueError: an argument is out of range or does not fit another one; the message says which.
@@ -363,6 +364,7 @@ class InternImage(nn.Module):
         out_indices: Sequence[int] | None = None,
         frozen_stages: int = -1,
         backend: str | None = None,
+        in_chans: int = 3,
     ) -> None:
         super().__init__()
         check_choice("core_op", core_op, CORE_OPS)
@@ -372,6 +374,8 @@ class InternImage(nn.Module):
         check_rate("drop_rate", drop_rate)
         check_rate("drop_path_rate", drop_path_rate)
         check_sizes(channels, depths, groups)
+        if in_chans < 1:
+            raise ValueError(f"in_chans must be at least 1, got {in_chans}.")
         if layer_scale is not None and not isinstance(layer_scale, (int, float)):
             raise TypeError(f"layer_scale must be a number or None, got {layer_scale!r}.")
         if core_op == "DCNv3_pytorch":
@@ -418,7 +422,7 @@ class InternImage(nn.Module):
         self.out_indices = out_indices
         self.frozen_stages = frozen_stages
 
-        self.patch_embed = Stem(channels, act_layer, norm_layer)
+        self.patch_embed = Stem(channels, act_layer, norm_layer, in_chans)
         self.pos_drop = nn.Dropout(drop_rate)
         drop_paths = drop_path_values(drop_path_rate, drop_path_type, self.depths)
         self.levels = nn.ModuleList()
