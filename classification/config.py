@@ -125,6 +125,7 @@ _FLAGS = {
     "throughput": "THROUGHPUT_MODE",
     "save_ckpt_num": "SAVE_CKPT_NUM",
     "use_zero": "TRAIN.OPTIMIZER.USE_ZERO",
+    "fsdp": "TRAIN.FSDP",
     "local_rank": "LOCAL_RANK",
     "compile": "COMPILE",
     "device": "DEVICE",
@@ -168,6 +169,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--save-ckpt-num", type=int, help="how many periodic checkpoints to keep")
     add(
         "--use-zero", action="store_true", default=None, help="shard the optimizer state over ranks"
+    )
+    add(
+        "--fsdp",
+        action="store_true",
+        default=None,
+        help="shard weights, gradients and optimizer state over ranks (FSDP2, PyTorch >= 2.6)",
     )
     add("--local-rank", "--local_rank", type=int, help="passed by old launchers; not needed")
     add("--compile", action="store_true", default=None, help="run the model through torch.compile")

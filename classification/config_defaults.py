@@ -91,6 +91,7 @@ DEFAULTS: dict[str, Any] = {
         "AUTO_RESUME": True,
         "ACCUMULATION_STEPS": 0,  # 0 and 1: no accumulation
         "USE_CHECKPOINT": False,
+        "FSDP": False,  # added: shard weights, gradients and optimizer state (main.py)
         "LR_SCHEDULER": {"NAME": "cosine", "DECAY_EPOCHS": 30, "DECAY_RATE": 0.1},
         "OPTIMIZER": {
             "NAME": "adamw",
