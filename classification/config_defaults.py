@@ -22,6 +22,11 @@ DEFAULTS: dict[str, Any] = {
         "IMG_ON_MEMORY": False,  # keep the files in memory, once per node
         "TRAIN_LIST": "",  # added: file with lines "path label"
         "VAL_LIST": "",  # added
+        "TRAIN_SHARDS": "",  # added: of webdataset, e.g. train/photos-{000000..000146}.tar
+        "VAL_SHARDS": "",  # added
+        "SHARD_WINDOW": 16,  # added: how many shards each process mixes at a time
+        "SHARD_CACHE": "",  # added: where shards of a server go, '' is ~/.cache/internimage/shards
+        "SHARD_CACHE_GB": 100.0,  # added: GiB that this folder may take up
         "MAX_CORRUPT": 50,  # added: more unreadable images than this stop the run
     },
     "MODEL": {
@@ -163,7 +168,7 @@ NONE_TYPES: dict[str, type] = {
 
 # Keys with a closed set of values.
 CHOICES: dict[str, tuple[str, ...]] = {
-    "DATA.DATASET": ("imagenet", "imagenet22K", "inat18", "folder"),
+    "DATA.DATASET": ("imagenet", "imagenet22K", "inat18", "folder", "webdataset"),
     "DATA.INTERPOLATION": ("bicubic", "bilinear", "nearest", "lanczos", "hamming", "box", "random"),
     "DATA.CACHE_MODE": ("no", "part", "full"),
     "MODEL.TYPE": ("intern_image", "intern_image_meta_former", "flash_intern_image"),
@@ -190,6 +195,8 @@ AT_LEAST: dict[str, int] = {
     "DATA.IMG_SIZE": 1,
     "DATA.NUM_WORKERS": 0,
     "DATA.MAX_CORRUPT": 0,
+    "DATA.SHARD_WINDOW": 1,
+    "DATA.SHARD_CACHE_GB": 0,
     "MODEL.NUM_CLASSES": 1,
     "MODEL.INTERN_IMAGE.CHANNELS": 1,
     "MODEL.FLASH_INTERN_IMAGE.CHANNELS": 1,

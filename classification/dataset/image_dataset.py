@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from logger import EVERY_RANK
 
 from .decode import DECODE_ERRORS, decode_image
-from .errors import CorruptDataError
+from .errors import CorruptDataError, DataError
 from .rng import keyed_rng
 from .samples import Samples
 from .storage import READ_ERRORS, ByteCache, Reader
@@ -62,7 +62,7 @@ class ImageDataset(Dataset):
         self.max_corrupt = max_corrupt
         self.cache = cache
         self.with_metadata = with_metadata
-        self.reader = Reader()
+        self.reader = Reader(samples.shards)
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._corrupt = torch.zeros(len(samples), dtype=torch.uint8).share_memory_()
 
@@ -96,6 +96,8 @@ class ImageDataset(Dataset):
             position = (index + step) % len(self)
             try:
                 return position, self._decode(position)
+            except DataError:
+                raise  # an archive or shard is gone: more than one image
             except _ERRORS as error:
                 self._report(position, error)
         if not self.train:

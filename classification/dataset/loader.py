@@ -16,15 +16,16 @@ from yacs.config import CfgNode
 
 from config import is_typed
 
-from .errors import CorruptDataError, DataError
+from .errors import DataError
 from .image_dataset import ImageDataset
 from .listing import forget_archives
 from .mixing import EpochMixup, build_mixup
-from .samplers import ShardSampler
+from .samplers import ShardSampler, TarSampler
 from .samples import Classes
 from .sources import load_classes, load_samples, uses_metadata
-from .storage import ByteCache, Reader
+from .storage import ByteCache
 from .transforms import build_transform
+from .webdataset_source import is_imagenet
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Loaders:
     mixup_fn: EpochMixup | None
     num_classes: int
     class_names: list[str] | None
-    train_sampler: DistributedSampler | ShardSampler | None
+    train_sampler: DistributedSampler | ShardSampler | TarSampler | None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose order, augmentation and mixing of an epoch; call before iterating ``train``."""
@@ -95,21 +96,22 @@ def _world() -> _World:
 
 class _Loader(DataLoader):
     """A DataLoader that leaves out batches in which no image could be read, and that passes on the
-    message of CorruptDataError without the worker's traceback."""
+    message of a DataError without the worker's traceback."""
 
     def __iter__(self) -> Iterator[Any]:
         try:
             for batch in super().__iter__():
                 if batch is not None:
                     yield batch
-        except CorruptDataError as error:
+        except DataError as error:
+            kind = type(error)
             message = str(error).strip().splitlines()[-1]
             # The traceback refers to itself. Within such a cycle the iterator is collected late,
             # in an order in which its workers do not hear of their end; so they end here.
             error.__traceback__ = self._iterator = None
         else:
             return
-        raise CorruptDataError(message.rpartition("CorruptDataError: ")[2])
+        raise kind(message.rpartition(f"{kind.__name__}: ")[2])
 
 
 def collate(items: Sequence[Any]) -> tuple[Any, torch.Tensor] | None:
@@ -136,7 +138,7 @@ def num_classes_of(config: CfgNode, classes: Classes | None = None) -> int:
     classes = classes or load_classes(config)
     count, typed = classes.count, config.MODEL.NUM_CLASSES
     if config.EVAL_22K_TO_1K:
-        if config.DATA.DATASET != "imagenet":
+        if config.DATA.DATASET != "imagenet" and not is_imagenet(classes):
             raise DataError(
                 "EVAL_22K_TO_1K scores on the 1000 ImageNet classes: it needs DATA.DATASET "
                 f"imagenet, got {config.DATA.DATASET!r}"
@@ -232,7 +234,7 @@ def _fill_cache(
     dataset: ImageDataset, option: str, shard: int, num_shards: int, world: _World
 ) -> None:
     dataset.cache = ByteCache(
-        Reader(),
+        dataset.reader,
         dataset.samples.paths,
         shard,
         num_shards,
@@ -242,13 +244,23 @@ def _fill_cache(
     )
 
 
+def _tar_sampler(
+    config: CfgNode, dataset: ImageDataset, world: _World, *, shuffle: bool
+) -> TarSampler:
+    store, window = dataset.samples.shards, config.DATA.SHARD_WINDOW
+    store.check_room(window if shuffle else 1, world.local_size)
+    return TarSampler(store, window, world.rank, world.size, seed=config.SEED, shuffle=shuffle)
+
+
 def _train_loader(
     config: CfgNode, classes: Classes, world: _World, device: torch.device | str
-) -> tuple[DataLoader, DistributedSampler | ShardSampler]:
+) -> tuple[DataLoader, DistributedSampler | ShardSampler | TarSampler]:
     dataset = _dataset(config, classes, "train")
     share = _share(config, world)
     if share is not None and share[2] > 1:  # draw only from what this process holds
         sampler = ShardSampler(len(dataset), *share[1:], seed=config.SEED)
+    elif share is None and dataset.samples.shards is not None:
+        sampler = _tar_sampler(config, dataset, world, shuffle=True)
     else:
         sampler = DistributedSampler(
             dataset, world.size, world.rank, shuffle=True, seed=config.SEED, drop_last=True
@@ -273,7 +285,8 @@ def _train_loader(
 def _val_loader(
     config: CfgNode, classes: Classes, world: _World, device: torch.device | str, cached: bool
 ) -> DataLoader:
-    """No padding: rank r takes images r, r + world, ...; with TEST.SEQUENTIAL all of them.
+    """No padding: rank r takes images r, r + world, ...; with TEST.SEQUENTIAL all of them. Of tar
+    shards it takes one stretch, so that it reads few of them.
 
     The images are kept in memory only when they are read more than once (``cached``).
     """
@@ -284,5 +297,9 @@ def _val_loader(
     share = _share(config, world)
     if share is not None and cached:
         _fill_cache(dataset, share[0], order.start, order.step, world)
+    elif dataset.samples.shards is not None:
+        alone = _World(local_size=world.local_size)
+        part = alone if config.TEST.SEQUENTIAL else world
+        order = _tar_sampler(config, dataset, part, shuffle=False)
     batch_size = config.TEST.BATCH_SIZE or config.DATA.BATCH_SIZE
     return _Loader(**_options(config, dataset, device), batch_size=batch_size, sampler=order)

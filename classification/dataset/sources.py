@@ -1,4 +1,4 @@
-"""From a configuration to classes and samples: imagenet, imagenet22K, inat18, folder.
+"""From a configuration to classes and samples: imagenet, imagenet22K, inat18, folder, webdataset.
 
 Layouts under DATA.DATA_PATH:
 
@@ -8,6 +8,7 @@ Layouts under DATA.DATA_PATH:
 * imagenet22K:  the same with WordNet ids as class folders, or with train.txt and val.txt in the
   root; meta_data/22k_class_to_idx.json replaces timm's class list where it exists.
 * inat18:  see inat18.py.
+* webdataset:  tar shards, see webdataset_source.py.
 * ZIP_MODE:  train.zip and val.zip with class folders, or with list files train_map.txt and
   val_map.txt beside them.
 """
@@ -25,6 +26,7 @@ from .class_names import names_for, wordnet_ids
 from .errors import DataError
 from .inat18 import inat18_classes, inat18_samples
 from .samples import Classes, Samples
+from .webdataset_source import webdataset_classes, webdataset_samples
 
 logger = logging.getLogger(__name__)
 
@@ -163,11 +165,15 @@ def load_classes(config: CfgNode) -> Classes:
         DataError: see `data_root`; or class folders that do not fit the data set.
     """
     name = config.DATA.DATASET
-    root = data_root(config)
+    root = None if name == "webdataset" else data_root(config)
     if name == "inat18":
         return inat18_classes(root)
     if uses_metadata(config):
         raise DataError(f"MODEL.TYPE {META_FORMER} needs DATA.DATASET inat18, got {name!r}")
+    if name == "webdataset":
+        if config.DATA.ZIP_MODE:
+            raise DataError("DATA.ZIP_MODE (--zip) is not available for webdataset")
+        return webdataset_classes(config)
     if name == "imagenet":
         return _imagenet_classes(config)
     return _imagenet22k_classes(config) if name == "imagenet22K" else _folder_classes(config)
@@ -178,8 +184,11 @@ def load_samples(config: CfgNode, split: str, classes: Classes) -> Samples:
     """All images of a split ('train' or 'val').
 
     Raises:
-        DataError: missing folder, archive or list; malformed list; empty or unknown class folder.
+        DataError: missing folder, archive, shard or list; malformed list; empty or unknown class
+            folder.
     """
+    if config.DATA.DATASET == "webdataset":
+        return webdataset_samples(config, split, classes)
     root = data_root(config)
     if config.DATA.DATASET == "inat18":
         if config.DATA.ZIP_MODE:

@@ -1,4 +1,4 @@
-"""Where bytes come from: files, members of zip archives, memory."""
+"""Where bytes come from: files, members of zip archives, tar shards, memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import threading
 import zipfile
 import zlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .errors import DataError
-from .samples import PackedStrings
+from .shard_store import ShardStore
 
 MARK = ".zip@/"  # archive.zip@/inner/path
 READ_ERRORS = (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -43,9 +44,14 @@ def open_zip(path: str | Path) -> zipfile.ZipFile:
 
 
 class Reader:
-    """Reads plain files and zip members; every process opens its own archive handles, lazily."""
+    """Reads plain files and zip members; every process opens its own archive handles, lazily.
 
-    def __init__(self) -> None:
+    Args:
+        shards: paths are places in these tar shards.
+    """
+
+    def __init__(self, shards: ShardStore | None = None) -> None:
+        self._shards = shards
         self._reset()
 
     def _reset(self) -> None:
@@ -54,7 +60,7 @@ class Reader:
         self._pid = os.getpid()
 
     def __reduce__(self) -> tuple:
-        return Reader, ()  # handles and locks stay in their process
+        return Reader, (self._shards,)  # handles and locks stay in their process
 
     def _archive(self, path: str) -> zipfile.ZipFile:
         if self._pid != os.getpid():  # forked: handles share the parent's file position
@@ -65,7 +71,9 @@ class Reader:
             return self._archives[path]
 
     def read(self, path: str) -> bytes:
-        """The bytes of a file or zip member; raises one of READ_ERRORS or DataError."""
+        """The bytes of a file or member; raises one of READ_ERRORS or DataError."""
+        if self._shards is not None:
+            return self._shards.read(path)
         parts = split_zip_path(path)
         if parts is None:
             return Path(path).read_bytes()
@@ -73,6 +81,8 @@ class Reader:
 
     def size(self, path: str) -> int:
         """The number of bytes that `read` returns, without reading them."""
+        if self._shards is not None:
+            return self._shards.size(path)
         parts = split_zip_path(path)
         if parts is None:
             return os.stat(path).st_size
@@ -109,7 +119,7 @@ class ByteCache:
     def __init__(
         self,
         reader: Reader,
-        paths: PackedStrings,
+        paths: Sequence[str],
         shard: int = 0,
         num_shards: int = 1,
         *,
