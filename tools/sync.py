@@ -1,10 +1,10 @@
-"""Keeps vendored copies identical to their one source.
+"""Keeps vendored copies identical to their one source, and generated files equal to their recipe.
 
-    python tools/sync.py            write every copy that differs
+    python tools/sync.py            write every copy and generated file that differs
     python tools/sync.py --check    write nothing; exit 1 and name what differs
 
 Each task folder carries the backbone so that it works by itself; only the sources in COPIES are
-edited by hand.
+edited by hand. The table of generated files is GENERATED in `recipes.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from recipes import GENERATED, Recipe, RecipeError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,6 +45,20 @@ def differing(root: Path, copies: dict[str, list[str]]) -> list[tuple[str, str]]
             if not path.is_file() or path.read_bytes() != wanted:
                 pairs.append((source, target))
     return pairs
+
+
+def outdated(root: Path, generated: dict[str, Recipe]) -> dict[str, str]:
+    """{generated file: the text it should have}, of those that have another or do not exist.
+
+    Raises:
+        RecipeError: a recipe no longer fits its source.
+    """
+    wanted = {target: recipe.generate(root) for target, recipe in generated.items()}
+    return {
+        target: text
+        for target, text in wanted.items()
+        if not (root / target).is_file() or (root / target).read_text(encoding="utf-8") != text
+    }
 
 
 def tracked_files(root: Path) -> list[str]:
@@ -77,16 +94,30 @@ def write(path: Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
-def run(root: Path, copies: dict[str, list[str]], check: bool, force: bool) -> int:
+def run(
+    root: Path,
+    copies: dict[str, list[str]],
+    check: bool,
+    force: bool,
+    generated: dict[str, Recipe] | None = None,
+) -> int:
     """Checks or writes; returns the exit code."""
-    pairs = differing(root, copies)
+    generated = generated or {}
     strays = unlisted(root, copies, tracked_files(root))
     for source, file in strays:
         print(f"{file} looks like a copy of {source}: list it in tools/sync.py or rename it")
+    tasks = [
+        (target, source, (root / source).read_bytes()) for source, target in differing(root, copies)
+    ]
+    tasks += [
+        (target, ", ".join(generated[target].sources), text.encode())
+        for target, text in outdated(root, generated).items()
+    ]
     refused = 0
-    for source, target in pairs:
+    for target, source, content in tasks:
         if check:
-            print(f"{target} differs from {source}: run `make sync`")
+            relation = "is not what follows from" if target in generated else "differs from"
+            print(f"{target} {relation} {source}: run `make sync`")
         elif not force and edited_by_hand(root, target):
             refused += 1
             print(
@@ -94,12 +125,15 @@ def run(root: Path, copies: dict[str, list[str]], check: bool, force: bool) -> i
                 "or run tools/sync.py --force to lose them"
             )
         else:
-            write(root / target, (root / source).read_bytes())
+            write(root / target, content)
             print(f"wrote {target} from {source}")
-    if check and not pairs and not strays:
+    if check and not tasks and not strays:
         count = sum(map(len, copies.values()))
-        print(f"{count} vendored {'copy is' if count == 1 else 'copies are'} up to date")
-    return 1 if strays or refused or (check and pairs) else 0
+        print(
+            f"{count} vendored {'copy is' if count == 1 else 'copies are'} up to date"
+            + (f", and {len(generated)} generated files" if generated else "")
+        )
+    return 1 if strays or refused or (check and tasks) else 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -108,8 +142,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="overwrite copies edited by hand")
     options = parser.parse_args(arguments)
     try:
-        return run(ROOT, COPIES, options.check, options.force)
-    except FileNotFoundError as error:
+        return run(ROOT, COPIES, options.check, options.force, GENERATED)
+    except (FileNotFoundError, RecipeError) as error:
         print(error, file=sys.stderr)
         return 2
 
