@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 import distributed
 from models import weights
 from models.safe_load import CheckpointError, load_file
+from optimizer_state import auto_resume_hint, compare_schedule, load_optimizer, plain_state
 
 __all__ = [
     "CheckpointError",
@@ -92,7 +93,7 @@ def training_state(
     state = {
         "model": unwrap(model).state_dict(),
         "optimizer": optimizer_state,
-        "lr_scheduler": _plain_state(scheduler.state_dict()),
+        "lr_scheduler": plain_state(scheduler.state_dict()),
         "max_accuracy": float(point.max_accuracy),
         "epoch": int(epoch),
         "config": config,
@@ -104,11 +105,6 @@ def training_state(
     if scaler is not None:
         state["amp"] = scaler.state_dict()
     return state
-
-
-def _plain_state(state: Mapping[str, Any]) -> dict[str, Any]:
-    plain = (int, float, str, bool, list, tuple, dict, type(None))
-    return {key: value for key, value in state.items() if isinstance(value, plain)}
 
 
 class CheckpointWriter:
@@ -237,25 +233,57 @@ def resume_training(
     Raises:
         CheckpointError: the weights or the optimizer state do not belong to this model.
     """
+    load_to_resume(checkpoint, source=source, model=model, ema=ema, head_map=head_map)
+    return restore_progress(
+        checkpoint, source=source, optimizer=optimizer, scheduler=scheduler, scaler=scaler
+    )
+
+
+def load_to_resume(
+    checkpoint: Mapping[str, Any],
+    *,
+    source: str,
+    model: nn.Module,
+    ema: nn.Module | None = None,
+    head_map: str = "",
+) -> None:
+    """The first half of :func:`resume_training`: weights and moving average."""
     report = weights.load_weights(model, checkpoint, source=source, head_map=head_map)
     load_ema(checkpoint, model, ema, head_map)
-    lacking = [key for key in TRAINING_KEYS if checkpoint.get(key) is None]
-    if lacking:
+    if _lacking(checkpoint):
+        return
+    if report.new_head or report.resized or report.missing:
+        raise CheckpointError(
+            f"training cannot go on from {source}, its model differs ({report.summary()}). To "
+            "start a new training from its weights use --pretrained instead of --resume"
+            + auto_resume_hint(source)
+        )
+
+
+def restore_progress(
+    checkpoint: Mapping[str, Any],
+    *,
+    source: str,
+    optimizer: Optimizer,
+    scheduler: Any,
+    scaler: Any | None = None,
+) -> ResumePoint:
+    """The second half of :func:`resume_training`: optimizer, schedule, loss scale and epoch."""
+    if lacking := _lacking(checkpoint):
         logger.warning(
             "%s has no %s: only its weights are used and training starts at epoch 0",
             source, ", ".join(lacking),
         )  # fmt: skip
         return ResumePoint()
-    if report.new_head or report.resized or report.missing:
-        raise CheckpointError(
-            f"training cannot go on from {source}, its model differs ({report.summary()}). To "
-            "start a new training from its weights use --pretrained instead of --resume"
-            + _auto_resume_hint(source)
-        )
-    _load_optimizer(optimizer, checkpoint["optimizer"], source)
-    _compare_schedule(scheduler, checkpoint["lr_scheduler"])
+    load_optimizer(optimizer, checkpoint["optimizer"], source)
+    compare_schedule(scheduler, checkpoint["lr_scheduler"])
     if scaler is not None and checkpoint.get("amp"):
         scaler.load_state_dict(checkpoint["amp"])
+    return resume_point(checkpoint, source)
+
+
+def resume_point(checkpoint: Mapping[str, Any], source: str) -> ResumePoint:
+    """Epoch and best accuracies of a checkpoint; says in the log where training goes on."""
     point = ResumePoint(
         start_epoch=int(checkpoint["epoch"]) + 1,
         max_accuracy=float(checkpoint.get("max_accuracy") or 0.0),
@@ -268,11 +296,8 @@ def resume_training(
     return point
 
 
-def _auto_resume_hint(source: str) -> str:
-    return (
-        f". If {Path(source).parent} holds another experiment, choose another --output or set "
-        "TRAIN.AUTO_RESUME False"
-    )
+def _lacking(checkpoint: Mapping[str, Any]) -> list[str]:
+    return [key for key in TRAINING_KEYS if checkpoint.get(key) is None]
 
 
 def load_ema(
@@ -295,88 +320,3 @@ def load_ema(
         source="the moving average",
         head_map=head_map,
     )
-
-
-def _load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any], source: str) -> None:
-    groups, old = optimizer.param_groups, saved["param_groups"]
-    problem = None
-    names = [group.get("name") for group in groups]
-    old_names = [group.get("name") for group in old]
-    sizes = [len(group["params"]) for group in groups]
-    old_sizes = [len(group["params"]) for group in old]
-    if sizes != old_sizes:
-        problem = (
-            f"{sum(old_sizes)} parameters in {len(old)} groups, now {sum(sizes)} in {len(groups)}"
-        )
-    elif None not in names + old_names and [*map(_bare, names)] != [*map(_bare, old_names)]:
-        first = next(i for i, pair in enumerate(zip(names, old_names, strict=True))
-                     if _bare(pair[0]) != _bare(pair[1]))  # fmt: skip
-        problem = f"its parameter {first} is {old_names[first]}, now {names[first]}"
-    else:
-        problem = _state_problem(groups, old, saved["state"])
-    if problem is None:
-        present = [{k: v for k, v in group.items() if k != "params"} for group in groups]
-        try:
-            optimizer.load_state_dict(saved)
-            _keep_settings(optimizer, present)
-            return
-        except (ValueError, KeyError, RuntimeError) as error:
-            problem = str(error)
-    raise CheckpointError(
-        f"the optimizer state of {source} belongs to another set-up: {problem}. Use the optimizer "
-        "and model settings it was saved with, or --pretrained to take only its weights and start "
-        "a new schedule" + _auto_resume_hint(source)
-    )
-
-
-def _keep_settings(optimizer: Optimizer, present: list[dict[str, Any]]) -> None:
-    """The settings of this run go on, not those that the checkpoint's groups carry."""
-    differing: dict[str, None] = {}
-    for group, settings in zip(optimizer.param_groups, present, strict=True):
-        for key in ("weight_decay", "betas", "eps", "momentum"):
-            if key in settings and settings[key] != group.get(key):
-                differing[f"{key} {group.get(key)} -> {settings[key]}"] = None
-        group.update(settings)
-    if differing:
-        logger.warning(
-            "optimizer settings differ from the checkpoint's, the present ones are used: %s",
-            ", ".join(differing),
-        )
-
-
-def _bare(name: str) -> str:
-    return name.removeprefix("module.")
-
-
-def _state_problem(groups: list[dict], old: list[dict], state: Mapping[int, Any]) -> str | None:
-    for group, old_group in zip(groups, old, strict=True):
-        for parameter, index in zip(group["params"], old_group["params"], strict=True):
-            for key, value in state.get(index, {}).items():
-                if (
-                    isinstance(value, torch.Tensor)
-                    and value.dim() > 0
-                    and value.shape != parameter.shape
-                ):
-                    name = old_group.get("name", index)
-                    shapes = f"{tuple(value.shape)}, the parameter {tuple(parameter.shape)}"
-                    return f"{key} of {name} has shape {shapes}"
-        extra = set(old_group) ^ set(group)
-        if extra & {"betas", "momentum"}:
-            return f"it was saved by another optimizer ({', '.join(sorted(extra))} differ)"
-    return None
-
-
-def _compare_schedule(scheduler: Any, saved: Mapping[str, Any]) -> None:
-    """The schedule is a function of the update count, so the present settings just go on."""
-    now = _plain_state(scheduler.state_dict())
-    differing = [
-        f"{key} {saved[key]} -> {value}"
-        for key, value in now.items()
-        if key in saved and not isinstance(value, (list, dict)) and saved[key] != value
-        and key not in ("metric",)
-    ]  # fmt: skip
-    if differing:
-        logger.warning(
-            "the learning rate schedule differs from the checkpoint's, the present one is used: %s",
-            ", ".join(differing),
-        )

@@ -213,12 +213,15 @@ def resolve_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     return torch.device("cuda", index)
 
 
-def init_distributed(device: str = "auto", local_rank: int | None = None) -> DistInfo:
+def init_distributed(
+    device: str = "auto", local_rank: int | None = None, *, always_group: bool = False
+) -> DistInfo:
     """Choose the device and join the process group when there is more than one process.
 
     Args:
         device: see :func:`resolve_device`.
         local_rank: value of ``--local-rank`` (old launchers pass it; the environment wins).
+        always_group: make a process group of one for a single process too.
 
     Raises:
         DistributedSetupError: impossible environment or missing device.
@@ -227,11 +230,14 @@ def init_distributed(device: str = "auto", local_rank: int | None = None) -> Dis
     chosen = resolve_device(device, launch.local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
     if launch.world_size == 1:
-        return DistInfo(launch, chosen, "")
+        if not always_group:
+            return DistInfo(launch, chosen, "")
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        return DistInfo(launch, chosen, backend)
     if launch.launcher == "slurm":
         export_slurm(os.environ, launch)
-    backend = "nccl" if chosen.type == "cuda" else "gloo"
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", DEFAULT_PORT)
     dist.init_process_group(

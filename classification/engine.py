@@ -128,7 +128,8 @@ class TorchStepper:
         self.scheduler.step_update(step)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.clip_grad))
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_grad)
+        norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # if sharded
         if self.scaler is None:
             if not math.isfinite(norm):
                 raise NonFiniteError(
@@ -299,6 +300,7 @@ def validate(
     print_freq: int = 10,
     epoch: int | None = None,
     reduce: bool = True,
+    lockstep: bool = False,
 ) -> Evaluation:
     """Evaluate in float32; each image counts once, also when ranks have different numbers.
 
@@ -307,6 +309,8 @@ def validate(
         head_rows: columns of a 21841-class output that stand for the 1000 classes of the labels.
         epoch: shown in the log.
         reduce: False when every process walks the whole set.
+        lockstep: the model's forward pass is collective (its weights are sharded), so a process
+            that has run out of images calls it with zeros until all have finished.
 
     Raises:
         ValueError: the set is empty, or labels do not fit the model's outputs.
@@ -318,7 +322,7 @@ def validate(
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, top-1, top-5, images
     progress = Progress(total, "evaluation", print_freq, rank)
     time_meter, before = Meter(), time.perf_counter()
-    for index, batch in enumerate(loader):
+    for index, batch in enumerate(_in_lockstep(model, loader, device) if lockstep else loader):
         inputs, targets = split_batch(batch, device)
         if len(targets):
             output = model(*inputs).float()  # (N, classes)
@@ -354,6 +358,25 @@ def validate(
     prefix = "" if epoch is None else f" [Epoch:{epoch}]"
     logger.info("%s * Acc@1 %.3f Acc@5 %.3f", prefix, result.acc1, result.acc5)
     return result
+
+
+def _in_lockstep(model: nn.Module, loader: Iterable[Any], device: torch.device) -> Iterable[Any]:
+    """The loader's batches; then forward passes of zeros while another process has batches."""
+    shapes: list[tuple[int, ...]] | None = None
+    batches = iter(loader)
+    while True:
+        batch = next(batches, None)
+        if not distributed.any_process(batch is not None, device):
+            return
+        if shapes is None:  # a process may have no image at all
+            own = None
+            if batch is not None:
+                own = [tuple(item.shape[1:]) for item in split_batch(batch, device)[0]]
+            shapes = next(found for found in distributed.gather_objects(own) if found)
+        if batch is None:
+            model(*(torch.zeros(1, *shape, device=device) for shape in shapes))
+        else:
+            yield batch
 
 
 def rows_for_scoring(

@@ -24,7 +24,9 @@ BLOCK = re.compile(r"levels\.(\d+)\.blocks\.(\d+)\.")
 BETWEEN_LEVELS = re.compile(r"levels\.(\d+)\.(?:downsample|norm)\.")
 
 
-def build_optimizer(config: Any, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(
+    config: Any, model: nn.Module, *, merge: bool = False, fused: bool | None = None
+) -> torch.optim.Optimizer:
     """Builds the optimizer of TRAIN.OPTIMIZER for all parameters of a model.
 
     Weight decay leaves out vectors and names ending in `.bias`. With TRAIN.LR_LAYER_DECAY the
@@ -36,6 +38,8 @@ def build_optimizer(config: Any, model: nn.Module) -> torch.optim.Optimizer:
     Args:
         config: the tree of `config.py`. TRAIN.BASE_LR is used as it is.
         model: best given unwrapped, as the groups carry the parameters' names.
+        merge: one group per learning rate and weight decay, see `merge_groups`.
+        fused: passed on to AdamW.
 
     Returns:
         AdamW or SGD (Nesterov) of torch; with OPTIMIZER.USE_ZERO, and torch.distributed started,
@@ -49,9 +53,11 @@ def build_optimizer(config: Any, model: nn.Module) -> torch.optim.Optimizer:
     check_choice("TRAIN.OPTIMIZER.NAME", name, OPTIMIZERS)
     freeze_levels(model, settings.FREEZE_BACKBONE or ())
     groups = parameter_groups(config, model)
+    if merge:
+        groups = merge_groups(groups)
     if name == "adamw":
         optimizer_class = torch.optim.AdamW
-        arguments = {"eps": settings.EPS, "betas": tuple(settings.BETAS)}
+        arguments = {"eps": settings.EPS, "betas": tuple(settings.BETAS), "fused": fused}
     else:
         optimizer_class = torch.optim.SGD
         arguments = {"momentum": settings.MOMENTUM, "nesterov": True}
@@ -92,6 +98,30 @@ def parameter_groups(config: Any, model: nn.Module) -> list[dict[str, Any]]:
         }
         for name, parameter in model.named_parameters()
     ]
+
+
+def merge_groups(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Groups joined by learning rate and weight decay, without frozen parameters.
+
+    ZeRO makes one flat buffer of each group, so few large ones are faster.
+
+    Args:
+        groups: of `parameter_groups`.
+
+    Returns:
+        Groups with params, names (list), lr and weight_decay, in order of first appearance.
+    """
+    merged: dict[tuple[float, float], dict[str, Any]] = {}
+    for group in groups:
+        (parameter,) = group["params"]
+        if not parameter.requires_grad:
+            continue
+        key = group["lr"], group["weight_decay"]
+        new = {"params": [], "names": [], "lr": key[0], "weight_decay": key[1]}
+        target = merged.setdefault(key, new)
+        target["params"].append(parameter)
+        target["names"].append(group["name"])
+    return list(merged.values())
 
 
 def layer_decay_scales(names: Iterable[str], ratio: float) -> dict[str, float]:

@@ -16,6 +16,7 @@ from helpers import CLASSIFICATION, environment, read_log, run_program, torchrun
 
 import engine
 import main
+import training
 from models.safe_load import load_file
 
 # one epoch without warm-up and without random parts other than the order
@@ -207,7 +208,7 @@ def test_accumulation_equals_a_large_batch(nano_yaml, tmp_path):
     """8 images x 3 = 24 images at once: same learning rate, loss and gradient norm. The layers of
     this model with statistics over the batch are replaced, the only ones where it must differ."""
     flags = ["--opts", *QUIET, "TRAIN.BASE_LR", "0.01"]
-    build = main.build_model
+    build = training.build_model
 
     def without_batch_norm(config):
         model = build(config)
@@ -215,7 +216,7 @@ def test_accumulation_equals_a_large_batch(nano_yaml, tmp_path):
         return model
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main, "build_model", without_batch_norm)
+        patch.setattr(training, "build_model", without_batch_norm)
         assert run(nano_yaml, tmp_path / "a", "--accumulation-steps", 3, *flags) == 0
         assert run(nano_yaml, tmp_path / "b", "--batch-size", 24, *flags) == 0
     small, large = read_log(tmp_path / "a" / "nano"), read_log(tmp_path / "b" / "nano")
@@ -274,10 +275,10 @@ def test_cutmix_only_trains_on_soft_targets(nano_yaml, tmp_path, monkeypatch):
 def test_learning_rate_scaling(nano_config):
     nano_config.DATA.BATCH_SIZE, nano_config.TRAIN.BASE_LR = 128, 0.5
     nano_config.freeze()
-    assert main.scale_learning_rate(nano_config, 8).TRAIN.BASE_LR == 0.5 * 128 * 8 / 512
+    assert training.scale_learning_rate(nano_config, 8).TRAIN.BASE_LR == 0.5 * 128 * 8 / 512
     nano_config.defrost()
     nano_config.TRAIN.ACCUMULATION_STEPS = 4
-    scaled = main.scale_learning_rate(nano_config, 2)
+    scaled = training.scale_learning_rate(nano_config, 2)
     assert scaled.TRAIN.BASE_LR == 1.0 and scaled.TRAIN.MIN_LR == 0.002
     assert nano_config.TRAIN.BASE_LR == 0.5
 
@@ -312,7 +313,7 @@ def test_22k_head_is_scored_through_the_map(trained, nano_yaml):
 
 # ------------------------------------------------------------------------------------ NaN stops
 def test_nan_stops_the_run_and_names_the_module(nano_yaml, tmp_path, capfd, monkeypatch):
-    build = main.build_model
+    build = training.build_model
 
     def with_a_bad_layer(config):
         model = build(config)
@@ -325,7 +326,7 @@ def test_nan_stops_the_run_and_names_the_module(nano_yaml, tmp_path, capfd, monk
         model.levels[1].blocks[0].mlp.fc1.register_forward_hook(spoil)
         return model
 
-    monkeypatch.setattr(main, "build_model", with_a_bad_layer)
+    monkeypatch.setattr(training, "build_model", with_a_bad_layer)
     assert run(nano_yaml, tmp_path) == 1
     text = capfd.readouterr().out
     assert "epoch 0, iteration 3: the loss is not finite" in text
@@ -336,7 +337,7 @@ def test_nan_stops_the_run_and_names_the_module(nano_yaml, tmp_path, capfd, monk
 def test_nan_causes_that_are_not_a_module(nano_config):
     from nonfinite import diagnose
 
-    model = main.build_model(nano_config)
+    model = training.build_model(nano_config)
     images = torch.rand(2, 3, 32, 32)
     assert "no module gives" in diagnose(model, [images])
     images[1, 0, 3, 3] = math.inf
@@ -413,15 +414,15 @@ def test_two_processes(trained, nano_yaml, tmp_path):
 def test_all_ranks_stop_on_nan(nano_yaml, tmp_path):
     """Only rank 1 sees the bad number; both stop, and rank 0's log names the module."""
     code = (
-        "import os, sys, main, torch\n"
-        "build = main.build_model\n"
+        "import os, sys, main, torch, training\n"
+        "build = training.build_model\n"
         "def spoiled(config):\n"
         "    model = build(config)\n"
         "    if os.environ['RANK'] == '1':\n"
         "        hook = lambda m, a, o: o * float('nan')\n"
         "        model.levels[3].blocks[0].mlp.fc2.register_forward_hook(hook)\n"
         "    return model\n"
-        "main.build_model = spoiled\n"
+        "training.build_model = spoiled\n"
         "sys.exit(main.main(sys.argv[1:]))\n"
     )
     script = tmp_path / "spoiled.py"
@@ -449,12 +450,12 @@ def test_an_error_on_one_rank_is_shown_and_stops_all(trained, nano_yaml, tmp_pat
 def test_ranks_that_measure_differently_save_together(nano_yaml, tmp_path):
     """With TEST.SEQUENTIAL each rank measures for itself; rank 0 decides what is best."""
     code = (
-        "import dataclasses, os, sys, main\n"
-        "validate = main.engine.validate\n"
+        "import dataclasses, engine, os, sys, main\n"
+        "validate = engine.validate\n"
         "def differing(*args, **options):\n"
         "    found = validate(*args, **options)\n"
         "    return dataclasses.replace(found, acc1=50.0 * (os.environ['RANK'] == '0'))\n"
-        "main.engine.validate = differing\n"
+        "engine.validate = differing\n"
         "sys.exit(main.main(sys.argv[1:]))\n"
     )
     script = tmp_path / "differing.py"
@@ -470,14 +471,14 @@ def test_ddp_gradients_are_those_of_one_process(nano_yaml, tmp_path, colours):
     flags = ["--cfg", nano_yaml, "--output", tmp_path / "two", "--batch-size", 4]
     quiet = ["--opts", *QUIET]
     code = (
-        "import sys, main, torch\n"
-        "build = main.build_model\n"
+        "import sys, main, torch, training\n"
+        "build = training.build_model\n"
         "def without_batch_norm(config):\n"
         "    model = build(config)\n"
         "    norm = model.conv_head[1]\n"
         "    norm[0] = torch.nn.GroupNorm(1, norm[0].num_features)\n"
         "    return model\n"
-        "main.build_model = without_batch_norm\n"
+        "training.build_model = without_batch_norm\n"
         "sys.exit(main.main(sys.argv[1:]))\n"
     )
     script = tmp_path / "quiet.py"
