@@ -188,7 +188,7 @@ def scan_tar(path: Path, name: str, sha256: str = "") -> TarIndex:
                 image = _image(sample, name)
                 offsets.append(image.offset_data)
                 sizes.append(image.size)
-                names.append(image.name)
+                names.append(image.name.removeprefix("./"))
                 labels.append(_label(tar, sample, name))
             _check_end(tar, name)
     except FileNotFoundError:
