@@ -1,4 +1,7 @@
-"""The models of this folder: by name (`create_model`), or as a config describes (`build_model`)."""
+"""The models of this folder: by name (`create_model`), or as a config describes (`build_model`).
+
+Importing it also registers them with timm: `timm.create_model('internimage_t_1k_224')`.
+"""
 
 try:
     import ops_dcnv3  # noqa: F401
@@ -8,6 +11,7 @@ except ImportError as error:
         "pip install --no-build-isolation ./ops_dcnv3 (in the repository's root)"
     ) from error
 
+from . import timm_models  # noqa: F401  registers the models with timm
 from .build import build_model
 from .classifier import InternImageClassifier
 from .flash_classifier import FlashInternImageClassifier

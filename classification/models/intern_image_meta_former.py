@@ -77,6 +77,10 @@ class InternImageMetaFormer(InternImageClassifier):
         Raises:
             ValueError: `temporal` or `spatial` has another shape.
         """
+        return super().forward(images) + self.meta_logits(temporal, spatial)
+
+    def meta_logits(self, temporal: Tensor, spatial: Tensor) -> Tensor:
+        """(N, 4) date and (N, 3) place -> (N, num_classes): what they add to the logits."""
         for name, value, dim in (
             ("temporal", temporal, TEMPORAL_DIM),
             ("spatial", spatial, SPATIAL_DIM),
@@ -84,4 +88,4 @@ class InternImageMetaFormer(InternImageClassifier):
             if value.dim() != 2 or value.shape[1] != dim:
                 raise ValueError(f"{name} must be (N, {dim}), got {tuple(value.shape)}.")
         meta = torch.cat([self.meta_head_1(temporal), self.meta_head_2(spatial)], dim=1)  # (N, 128)
-        return super().forward(images) + self.meta_head(self.meta_norm(meta))
+        return self.meta_head(self.meta_norm(meta))
