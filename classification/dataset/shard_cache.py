@@ -65,7 +65,7 @@ class ShardCache:
         self.folder, self.limit = folder, limit
         try:
             (folder / "locks").mkdir(parents=True, exist_ok=True)
-            with locked(folder / "locks" / "room"):
+            with self._room():
                 pass
         except OSError as error:
             raise cannot_write(folder, error) from error
@@ -77,6 +77,9 @@ class ShardCache:
 
     def lock_of(self, path: Path) -> Path:
         return self.folder / "locks" / path.name
+
+    def _room(self) -> contextlib.AbstractContextManager:
+        return locked(self.folder / "locks" / "room")
 
     def fetch(self, url: str, size: int | None = None, sha256: str = "") -> Path:
         """The local file of ``url``, downloaded unless it is there.
@@ -106,7 +109,8 @@ class ShardCache:
 
         try:
             download(url, part, size=size, sha256=sha256, reserve=reserve)
-            os.replace(part, path)
+            with self._room():  # who adds up the sizes must find it under one of its names
+                os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
 
@@ -135,7 +139,7 @@ class ShardCache:
             )
         deadline = time.monotonic() + WAIT
         while True:
-            with locked(self.folder / "locks" / "room"):
+            with self._room():
                 if self._evict(self.limit - need, part):
                     os.truncate(part, need)
                     return
