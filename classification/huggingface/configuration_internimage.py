@@ -80,13 +80,12 @@ class InternImageConfig(BackboneConfigMixin, PretrainedConfig):
         in_chans: channels of the images.
         cls_scale: width of the classification head over the width of the last stage.
         use_clip_projector: attention pooling in the classification head (H, G).
-        num_classes: older files have it in the place of `num_labels`.
+        num_classes: older files have it in the place of `num_labels` and `id2label`, which win.
         out_features: stages that the backbone returns, of 'stage1' to 'stage4'; default: the last.
         out_indices: the same by number, from 0.
 
     Raises:
-        ValueError: `num_classes` contradicts `num_labels` or `id2label`, or an unknown stage. All
-            other values are checked when a model is made.
+        ValueError: an unknown stage. All other values are checked when a model is made.
     """
 
     model_type = "internimage"
@@ -134,10 +133,8 @@ class InternImageConfig(BackboneConfigMixin, PretrainedConfig):
         **kwargs: Any,
     ) -> None:
         in_chans = kwargs.pop("num_channels", in_chans)
-        if num_classes is not None:
-            _check_num_classes(num_classes, kwargs)
-            if kwargs.get("id2label") is None:
-                kwargs["num_labels"] = num_classes
+        if num_classes is not None and kwargs.get("id2label") is None:
+            kwargs.setdefault("num_labels", num_classes)
         values = locals()
         for name in (*TRUNK_FIELDS, *HEAD_FIELDS):
             value = values[name]
@@ -174,21 +171,6 @@ class InternImageConfig(BackboneConfigMixin, PretrainedConfig):
         self._out_features, self._out_indices = get_aligned_output_features_output_indices(
             out_features=features, out_indices=indices, stage_names=self.stage_names
         )
-
-
-def _check_num_classes(num_classes: int, kwargs: Mapping[str, Any]) -> None:
-    """Raises ValueError if `num_labels` or `id2label` give another number of classes."""
-    labels = kwargs.get("id2label")
-    others = {
-        "num_labels": kwargs.get("num_labels"),
-        "id2label": None if labels is None else len(labels),
-    }
-    for name, count in others.items():
-        if count is not None and count != num_classes:
-            raise ValueError(
-                f"num_classes={num_classes} contradicts {name} with {count} classes: "
-                f"leave num_classes out"
-            )
 
 
 def _warn_of_misspelt(kwargs: Mapping[str, Any]) -> None:
