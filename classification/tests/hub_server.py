@@ -1,9 +1,15 @@
-"""A local web server that answers like the Hugging Face hub, well or badly, for test_hub.py."""
+"""A local server that answers like the Hugging Face hub, well or badly; tiny released models."""
 
+import dataclasses
 import hashlib
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+from models.released import ReleasedModel, released_model
+
+TINY_SIZE = 64
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -79,3 +85,36 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content[:cut])
         if cut is not None:
             self.close_connection = True
+
+
+def use(monkeypatch, url: str, home: Path) -> None:
+    """What HF_ENDPOINT and HF_HOME do, which huggingface_hub reads when it is imported."""
+    from huggingface_hub import constants, file_download
+
+    values = {
+        "ENDPOINT": url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HOME": str(home),
+        "HF_HUB_CACHE": str(home / "hub"),
+        "DOWNLOAD_CHUNK_SIZE": 1 << 16,  # what a cut loses at most
+    }
+    for name, value in values.items():
+        monkeypatch.setattr(constants, name, value)
+        if hasattr(file_download, name):  # releases before 0.30 or so keep their own
+            monkeypatch.setattr(file_download, name, value)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between retries
+
+
+def tiny_row(name: str, num_classes: int = 10) -> ReleasedModel:
+    """The row `test_<name>`: the options of a released model with few channels and blocks."""
+    row = released_model(name)
+    arguments = {**row.arguments, "channels": 16, "depths": [1, 1, 2, 1], "groups": [1, 2, 4, 8]}
+    if row.arguments.get("level2_post_norm"):
+        arguments["level2_post_norm_block_ids"] = [1]
+    return dataclasses.replace(
+        row,
+        name=f"test_{name}",
+        arguments=arguments,
+        input_size=TINY_SIZE,
+        num_classes=num_classes,
+    )

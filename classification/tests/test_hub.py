@@ -8,13 +8,12 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import CLASSIFICATION, environment
-from hub_server import Hub
+from hub_server import Hub, use
 
 from models import hub, pins, released
 from models.safe_load import CheckpointError
@@ -43,24 +42,6 @@ def server(monkeypatch, tmp_path):
         use(monkeypatch, server.url, tmp_path)
         yield server
         server.shutdown()
-
-
-def use(monkeypatch, url: str, home: Path) -> None:
-    """What HF_ENDPOINT and HF_HOME do, which huggingface_hub reads when it is imported."""
-    from huggingface_hub import constants, file_download
-
-    values = {
-        "ENDPOINT": url,
-        "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_HOME": str(home),
-        "HF_HUB_CACHE": str(home / "hub"),
-        "DOWNLOAD_CHUNK_SIZE": 1 << 16,  # what a cut loses at most
-    }
-    for name, value in values.items():
-        monkeypatch.setattr(constants, name, value)
-        if hasattr(file_download, name):  # releases before 0.30 or so keep their own
-            monkeypatch.setattr(file_download, name, value)
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between retries
 
 
 def files_below(folder: Path) -> list[str]:
