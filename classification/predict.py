@@ -1,7 +1,8 @@
-"""Classify images: ``python predict.py --cfg FILE --resume CKPT INPUT...``.
+"""Classify images: ``python predict.py --model NAME INPUT...``.
 
-INPUT is an image, a folder (searched in all depths) or a glob pattern. Prints the most likely
-classes, and on request writes a contact sheet (PNG) and JSON lines.
+NAME is a released model (``--list-models``), whose weights are downloaded; ``--resume CKPT`` takes
+a checkpoint instead. INPUT is an image, a folder (searched in all depths) or a glob pattern. Prints
+the most likely classes, and on request writes a contact sheet (PNG) and JSON lines.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ from config import ConfigError, config_from_dict, default_config, load_config_fi
 from dataset.class_names import names_for, wordnet_ids
 from dataset.decode import DECODE_ERRORS, decode_image
 from dataset.transforms import build_transform
-from fetch import fetch
-from models import build_model, weights
+from fetch import fetch, released
+from models import build_model, list_models, weights
+from models.released import UnknownModelError, released_model
 from models.safe_load import CheckpointError, load_file
 
 logger = logging.getLogger(__name__)
@@ -78,13 +80,32 @@ class Classifier:
         return self.label_of_folder.get(path.resolve().parent.name)
 
 
+class _ListModels(argparse.Action):
+    """``--list-models``: prints the released models and ends the program."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
+        for row in map(released_model, list_models()):
+            top1 = f"top-1 {row.metrics['top1']}" if row.metrics else ""
+            origin = "" if row.hub_file else "no weights to download"
+            cells = [f"{row.name:34}", f"{row.dataset:17}", f"{row.input_size}", f"{top1:10}"]
+            print("  ".join([*cells, f"{row.params / 1e6:6.0f} M", origin]).rstrip())
+        parser.exit()
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line of predict.py."""
     parser = ArgumentParser("predict.py", description="Classify images", allow_abbrev=False)
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="image, folder or glob pattern")
+    add("--model", metavar="NAME", help="released model; its weights are downloaded (once)")
+    add("--list-models", action=_ListModels, nargs=0, help="list the names and stop")
     add("--cfg", metavar="FILE", help="YAML experiment file (default: the one in the checkpoint)")
-    add("--resume", required=True, metavar="CKPT", help="checkpoint: path or https:// address")
+    add(
+        "--resume",
+        metavar="CKPT",
+        help="checkpoint: path, https:// address or released model; with --model NAME, weights for "
+        "that model",
+    )
     add("--ema", action="store_true", help="use the checkpoint's moving average of the weights")
     add("--topk", type=int, default=5, help="classes to print for each image (default: 5)")
     add("--device", default="auto", help="auto | cpu | cuda | cuda:N")
@@ -95,6 +116,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--opts", nargs="+", action="extend", metavar="KEY VALUE", help="override the configuration"
     )
     args = parser.parse_args(argv)
+    if not args.model and not args.resume:
+        parser.error("which model? Give --model NAME (see --list-models) or --resume CKPT")
+    if args.model and args.cfg:
+        parser.error(f"--model {args.model} has its configuration: leave --cfg {args.cfg} out")
     for name in ("topk", "batch_size"):
         if getattr(args, name) < 1:
             parser.error(
@@ -148,21 +173,42 @@ def _known_only(tree: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _named_config(name: str, opts: Sequence[str]) -> Any:
+    """The configuration of a released model, frozen."""
+    row = released_model(name)
+    if row.task != "classification":
+        raise UnknownModelError(f"{name} is a {row.task} model: use the programs of {row.task}/")
+    fixed = [str(word) for pair in row.config_opts.items() for word in pair]
+    config = load_config_file(HERE / row.config, [*fixed, *opts]).clone()
+    config.defrost()
+    config.MODEL.NAME = name
+    config.freeze()
+    return config
+
+
 def load_classifier(args: argparse.Namespace) -> tuple[Classifier, str]:
     """Build the model of a checkpoint; returns it and the checkpoint's file name.
 
     Raises:
         ConfigError: no configuration, or a wrong one.
-        CheckpointError: the file cannot be read, has no head or does not fit.
+        UnknownModelError: no released model has this name.
+        CheckpointError: the file cannot be had or read, has no head or does not fit.
     """
-    path = fetch(args.resume)
+    name = args.model
+    if args.resume and not name and not args.cfg:
+        row = released(args.resume)
+        name = row.name if row else None
+    named_config = _named_config(name, args.opts or []) if name else None
+    path = fetch(args.resume or name)
     checkpoint = load_file(path)
     if args.ema:
         if not checkpoint.get("model_ema"):
             raise CheckpointError(f"{path} has no moving average: leave --ema out")
         checkpoint["model"] = checkpoint["model_ema"]
     opts = args.opts or []
-    if args.cfg:
+    if named_config is not None:
+        config = named_config
+    elif args.cfg:
         config = load_config_file(args.cfg, opts)
     else:
         config = _checkpoint_config(checkpoint, opts, str(path))

@@ -13,6 +13,7 @@ from helpers import CLASSIFICATION
 from hub_server import Hub, tiny_row, use
 
 import fetch
+import predict
 from config import load_config_file
 from models import (
     FlashInternImage,
@@ -266,3 +267,54 @@ def test_fetch_knows_the_address_of_a_released_model(monkeypatch):
 def test_fetch_suggests_names(text, hint):
     with pytest.raises(CheckpointError, match=f"{text} does not exist.*{hint}"):
         fetch.fetch(text)
+
+
+@pytest.fixture
+def nano(monkeypatch, tmp_path, trained, nano_yaml):
+    """Name of a released model whose file is that of the trained tiny run."""
+    row = dataclasses.replace(
+        released_model("internimage_t_1k_224"),
+        name="nano_released",
+        config=str(nano_yaml),
+        config_opts={"DATA.IMG_SIZE": 48},
+    )
+    monkeypatch.setitem(released._table(), row.name, row)
+    with Hub() as server:
+        use(monkeypatch, server.url, tmp_path)
+        content = (trained / "ckpt_epoch_best.pth").read_bytes()
+        server.files[f"{row.hub_repo}/{row.hub_file}"] = content
+        yield row.name
+        server.shutdown()
+
+
+def test_predict_by_name(nano, trained, colours, capsys):
+    image = str(colours / "val" / "red" / "000.png")
+    assert predict.main(["--model", nano, image, "--device", "cpu"]) == 0
+    by_name = capsys.readouterr().out
+    assert predict.main(["--resume", nano, image, "--device", "cpu"]) == 0
+    assert capsys.readouterr().out == by_name
+    file = str(trained / "ckpt_epoch_best.pth")
+    size = ["--opts", "DATA.IMG_SIZE", "48"]
+    assert predict.main(["--resume", file, image, "--device", "cpu", *size]) == 0
+    assert capsys.readouterr().out == by_name
+    assert predict.main(["--model", nano, "--resume", file, image, "--device", "cpu"]) == 0
+    assert capsys.readouterr().out == by_name
+
+
+def test_predict_refuses(nano, colours, caplog, capsys):
+    image = str(colours / "val" / "red" / "000.png")
+    assert predict.main(["--model", "internimage_t_1k_244", image]) == 1
+    assert "Did you mean 'internimage_t_1k_224'" in caplog.text
+    assert predict.main(["--model", "flash_intern_image_t_1k_224", image]) == 1
+    assert "flash_intern_image_t_1k_224 has no checkpoint" in caplog.text
+    for flags in ([image], ["--model", nano, "--cfg", "x.yaml", image]):
+        with pytest.raises(SystemExit):
+            predict.main(flags)
+    assert "Give --model NAME" in capsys.readouterr().err
+
+
+def test_predict_list_models(capsys):
+    with pytest.raises(SystemExit) as stop:
+        predict.main(["--list-models"])
+    lines = capsys.readouterr().out.splitlines()
+    assert stop.value.code == 0 and [line.split()[0] for line in lines] == NAMES
