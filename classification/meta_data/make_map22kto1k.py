@@ -1,4 +1,4 @@
-"""Write map22kto1k.txt: for each ImageNet-1K class, the index of the same class in ImageNet-22K.
+"""Write models/map22kto1k.txt: for each ImageNet-1K class, the index of that class in ImageNet-22K.
 
     python meta_data/make_map22kto1k.py [--check]
 
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from timm.data import ImageNetInfo
 
-TARGET = Path(__file__).with_name("map22kto1k.txt")
+TARGET = Path(__file__).resolve().parents[1] / "models" / "map22kto1k.txt"
 STAND_INS = {"n04399382": "n04461879"}  # teddy bear -> toy
 
 

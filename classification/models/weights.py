@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 State = dict[str, torch.Tensor]
 CLASSES_22K = 21841
 CLASSES_1K = 1000
-DEFAULT_HEAD_MAP = Path(__file__).resolve().parents[1] / "meta_data" / "map22kto1k.txt"
+DEFAULT_HEAD_MAP = Path(__file__).with_name("map22kto1k.txt")
 
 _WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|student|teacher|model)\.)+")
 _SWIN_LEFTOVERS = ("relative_position_index", "relative_coords_table", "attn_mask")
@@ -73,7 +73,7 @@ def read_head_map(path: str | Path = "") -> list[int]:
     """Row of each ImageNet-1k class in the 21841 classes of ImageNet-22k.
 
     Args:
-        path: text file with one number per line; empty for ``meta_data/map22kto1k.txt``.
+        path: text file with one number per line; empty for ``map22kto1k.txt`` beside this file.
 
     Raises:
         CheckpointError: the file is missing or is not 1000 numbers below 21841.

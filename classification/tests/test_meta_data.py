@@ -1,4 +1,4 @@
-"""meta_data/map22kto1k.txt and the class lists it is made from."""
+"""models/map22kto1k.txt and the class lists it is made from."""
 
 import importlib.util
 from pathlib import Path
@@ -8,7 +8,7 @@ from timm.data import ImageNetInfo
 from dataset.class_names import wordnet_ids
 
 META = Path(__file__).resolve().parents[1] / "meta_data"
-LINES = (META / "map22kto1k.txt").read_text().split("\n")
+LINES = (META.parent / "models" / "map22kto1k.txt").read_text().split("\n")
 MAP = [int(line) for line in LINES[:-1]]
 TEDDY = 850
 
