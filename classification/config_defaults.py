@@ -39,7 +39,7 @@ DEFAULTS: dict[str, Any] = {
         "DROP_PATH_RATE": 0.1,
         "DROP_PATH_TYPE": "linear",
         "LABEL_SMOOTHING": 0.1,
-        "HEAD_MAP": "",  # added: 22k -> 1k class map, '' is meta_data/map22kto1k.txt
+        "HEAD_MAP": "",  # added: 22k -> 1k class map, '' is models/map22kto1k.txt
         "INTERN_IMAGE": {
             "DEPTHS": [4, 4, 18, 4],
             "GROUPS": [4, 8, 16, 32],
