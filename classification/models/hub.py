@@ -24,9 +24,9 @@ from huggingface_hub import (
 from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError
 
 from .pins import Pin, lock_file, read_pin, write_pin
-from .released import ReleasedModel, released_model
+from .released import ReleasedModel, model_arguments, released_model
 from .safe_load import CheckpointError, load_file
-from .weights import extract_state
+from .weights import NO_WEIGHTS, describe, extract_state
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,14 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def expected_description(row: ReleasedModel) -> str | None:
+    """What `weights.describe` says of the weights of a classification model."""
+    if row.model is None:
+        return None
+    arguments = model_arguments(row.name)
+    return f"channels {arguments['channels']}, depths {list(arguments['depths'])}"
 
 
 def _key(row: ReleasedModel) -> str:
@@ -139,7 +147,10 @@ def _verify(row: ReleasedModel, path: Path, pin: Pin | None, etag: str | None = 
     _compare(row, pin, sha256, str(path))
     if etag not in (None, sha256):
         raise CheckpointError(f"{path} has sha256 {sha256}, but the hub announced {etag}")
-    extract_state(load_file(path), str(path))
+    found = describe(extract_state(load_file(path), str(path)))
+    expected = expected_description(row)
+    if found != NO_WEIGHTS and expected not in (None, found):
+        raise CheckpointError(f"{path} holds {found}, but {row.name} has {expected}: another model")
     write_pin(_key(row), sha256, path)
 
 

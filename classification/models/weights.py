@@ -22,6 +22,7 @@ from .safe_load import CheckpointError
 logger = logging.getLogger(__name__)
 
 State = dict[str, torch.Tensor]
+NO_WEIGHTS = "no InternImage weights"
 CLASSES_22K = 21841
 CLASSES_1K = 1000
 DEFAULT_HEAD_MAP = Path(__file__).with_name("map22kto1k.txt")
@@ -358,7 +359,7 @@ def describe(state: Mapping[str, torch.Tensor]) -> str:
             level, block = int(match[1]), int(match[2])
             blocks[level] = max(blocks.get(level, 0), block + 1)
     if stem is None and not blocks:
-        return "no InternImage weights"
+        return NO_WEIGHTS
     channels = stem.shape[0] if stem is not None else "unknown"
     return f"channels {channels}, depths {[blocks[level] for level in sorted(blocks)]}"
 

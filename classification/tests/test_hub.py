@@ -153,6 +153,21 @@ def test_not_a_checkpoint(server, tmp_path):
     assert not (tmp_path / "internimage_lock.json").exists()
 
 
+def test_another_model(server, tmp_path):
+    other = {"patch_embed.conv2.weight": torch.zeros(80, 40, 3, 3)}
+    other |= {f"levels.{level}.blocks.0.gamma1": torch.zeros(80) for level in range(4)}
+    torch.save(other, tmp_path / "other.pth")
+    server.files[FILE] = (tmp_path / "other.pth").read_bytes()
+    (tmp_path / "other.pth").unlink()
+    with pytest.raises(
+        CheckpointError,
+        match=r"holds channels 80, depths \[1, 1, 1, 1\], but internimage_t_1k_224 has channels "
+        r"64, depths \[4, 4, 18, 4\].*removed from the cache",
+    ):
+        hub.checkpoint_path(NAME)
+    assert files_below(tmp_path) == [] and pins.read_pin(FILE) is None
+
+
 def test_html_page_instead_of_the_hub(server, tmp_path):
     server.page = b"<html>please log in</html>" * 100
     with pytest.raises(CheckpointError, match="could not download"):

@@ -277,6 +277,7 @@ def nano(monkeypatch, tmp_path, trained, nano_yaml):
         name="nano_released",
         config=str(nano_yaml),
         config_opts={"DATA.IMG_SIZE": 48},
+        arguments={"channels": 16, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]},
     )
     monkeypatch.setitem(released._table(), row.name, row)
     with Hub() as server:
