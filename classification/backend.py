@@ -8,6 +8,7 @@ Other ways derive from it and say what differs.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,6 +158,17 @@ class Backend:
         decay = self.config.TRAIN.EMA.DECAY
         logger.info("moving average of the weights with decay %g", decay)
         return ModelEmaV3(model, decay=decay, foreach=foreach)
+
+    def close(self) -> None:
+        """Let go of model and optimizer while the process group is still there.
+
+        A DistributedDataParallel that outlives it can block for ever as it is freed (PyTorch 2.11
+        with gloo): it waits for a thread that waits for Python's lock.
+        """
+        self.model = self.plain = nn.Identity()
+        for name in ("ema", "scaler", "stepper", "optimizer", "scheduler"):
+            setattr(self, name, None)
+        gc.collect()
 
     # ---------------------------------------------------------------------------- evaluation
     @property

@@ -14,16 +14,12 @@ import torch
 from torch import nn
 
 import distributed
-from backend import Backend
-from checkpoint import CheckpointError, ResumePoint, resume_point, write_file
-from config import ConfigError, amp_dtype, config_to_dict
-from folder_checkpoint import RUN_FILE, FolderWriter, find_folder, resolve_folder
+from backend_folder import FolderBackend
+from checkpoint import ResumePoint
+from config import ConfigError, amp_dtype
 from lr_scheduler import build_scheduler
-from models.safe_load import load_file
 from nonfinite import NonFiniteError
 from optimizer import build_optimizer
-from optimizer_state import compare_schedule, keep_settings, plain_state
-from zero_checkpoint import EMA_FILE, read_checkpoint
 from zero_ema import ZeroEma
 
 logger = logging.getLogger(__name__)
@@ -158,7 +154,7 @@ class DeepSpeedStepper:
         return float(self.optimizer.param_groups[0]["lr"])
 
 
-class DeepSpeedBackend(Backend):
+class DeepSpeedBackend(FolderBackend):
     """Training by a DeepSpeed engine.
 
     Args:
@@ -207,10 +203,7 @@ class DeepSpeedBackend(Backend):
             logger.info("moving average of the weights with decay %g", decay)
             self.ema = ZeroEma(self.plain, decay)
         self.stepper = DeepSpeedStepper(self.model, self.optimizer, self.scheduler, self.ema)
-        self.writer = self.build_writer()
-        if not resume:
-            return ResumePoint(start_epoch=self.config.TRAIN.START_EPOCH)
-        return self.resume(resume)
+        return self.begin(resume)
 
     def build_optimizer(self, scaled: Any, model: nn.Module) -> torch.optim.Optimizer:
         """The run's optimizer with few parameter groups; ZeRO shards it."""
@@ -230,10 +223,6 @@ class DeepSpeedBackend(Backend):
             dist_init_required=False,
         )[0]
 
-    def build_writer(self) -> FolderWriter:
-        """What writes the checkpoint folders."""
-        return FolderWriter(self.config.OUTPUT, self.config.SAVE_FREQ, self.config.SAVE_CKPT_NUM)
-
     # ---------------------------------------------------------------------------- evaluation
     @contextlib.contextmanager
     def averaged(self) -> Iterator[nn.Module]:
@@ -252,105 +241,29 @@ class DeepSpeedBackend(Backend):
                     distributed.all_reduce_sum(buffer).div_(self.info.world_size)
 
     # --------------------------------------------------------------------------- checkpoints
-    def entries(self, epoch: int, point: ResumePoint) -> dict[str, Any]:
-        """What a checkpoint holds besides weights and optimizer."""
-        return {
-            "custom_lr_scheduler": plain_state(self.scheduler.state_dict()),
-            "max_accuracy": float(point.max_accuracy),
-            "max_accuracy_ema": float(point.max_accuracy_ema),
-            "epoch": int(epoch),
-            "config": config_to_dict(self.config),
-            "class_names": self.class_names,
-            "world_size": self.info.world_size,
-            "zero_stage": self.stage,
-        }
-
-    def write(self, folder: Path, epoch: int, point: ResumePoint) -> None:
-        """Write everything into an existing folder (collective)."""
-        entries = self.entries(epoch, point)
-        self.write_engine(folder, entries)
-        keep = self.info.rank == 0
-        files = {RUN_FILE: entries}
-        if self.ema is not None:
-            files[EMA_FILE] = self.ema.state_dict(keep)
-        for name, content in files.items() if keep else ():
-            problem = write_file(folder / name, content)
-            if problem:
-                raise OSError(problem)
-
     def write_engine(self, folder: Path, entries: dict[str, Any]) -> None:
-        """Write the engine's own files (collective)."""
         self.model.save_checkpoint(
             str(folder.parent), tag=folder.name, client_state=entries, save_latest=False
         )
 
-    def save_epoch(self, epoch: int, point: ResumePoint) -> None:
-        self.writer.save_epoch(epoch, lambda folder: self.write(folder, epoch, point))
-
-    def save_best(self, epoch: int, point: ResumePoint, *, ema: bool = False) -> None:
-        name = "best_ema" if ema else "best"
-        self.writer.save(name, lambda folder: self.write(folder, epoch, point))
-
-    def find_resumable(self) -> Path | None:
-        return find_folder(self.config.OUTPUT)
-
-    def read(self, source: str) -> dict[str, Any]:
-        return read_checkpoint(source)
-
-    def resume(self, source: str) -> ResumePoint:
-        """Go on from a checkpoint folder (collective).
-
-        Raises:
-            CheckpointError: it was written by another set-up.
-        """
-        if Path(source).is_file() or source.startswith(("http://", "https://")):
-            raise CheckpointError(
-                f"{source} is a single file, from which DeepSpeed cannot go on: --pretrained "
-                "takes its weights and starts a new training; --resume needs a folder such as "
-                "OUTPUT/epoch3"
-            )
-        folder = resolve_folder(source)
-        entries = load_file(folder / RUN_FILE)
-        for key, now, flag in (
-            ("world_size", self.info.world_size, "processes"),
-            ("zero_stage", self.stage, "ZeRO stage"),
-        ):
-            if entries[key] != now:
-                raise CheckpointError(
-                    f"{folder} was written with {flag} {entries[key]}, this run has {now}: use the "
-                    "same, or take its weights: python main_deepspeed.py --to-pth "
-                    f"{folder} weights.pth, then --pretrained weights.pth"
-                )
-        present = [
-            {key: value for key, value in group.items() if key != "params"}
-            for group in self.optimizer.param_groups
-        ]
-        try:
-            self.load_engine(folder)
-        except (RuntimeError, ValueError, KeyError, AssertionError) as error:
-            raise CheckpointError(
-                f"training cannot go on from {folder}: {error}. Use the model and optimizer it "
-                "was saved with, or take its weights with --to-pth and --pretrained"
-            ) from error
-        keep_settings(self.optimizer, present)
-        compare_schedule(self.scheduler, entries["custom_lr_scheduler"])
-        if self.ema is not None:
-            if (folder / EMA_FILE).is_file():
-                self.ema.load_state_dict(load_file(folder / EMA_FILE))
-            else:
-                logger.info("the checkpoint has no moving average: it starts from the weights")
-                self.ema = self.stepper.ema = ZeroEma(self.plain, self.ema.decay)
-        return resume_point(entries, str(folder))
-
     def load_engine(self, folder: Path) -> None:
-        """Load the engine's own files (collective)."""
         self.model.load_checkpoint(
             str(folder.parent), tag=folder.name, load_lr_scheduler_states=False
         )
 
+    def ema_state(self, keep: bool) -> dict[str, torch.Tensor]:
+        return self.ema.state_dict(keep)
+
+    def load_ema(self, state: dict[str, torch.Tensor] | None) -> None:
+        if state is None:
+            self.ema = self.stepper.ema = ZeroEma(self.plain, self.ema.decay)
+        else:
+            self.ema.load_state_dict(state)
+
 
 def cast_like_weights(module: nn.Module, dtype: torch.dtype | None) -> None:
-    """Cast running statistics, and from now on the images, to the dtype of the weights."""
+    """Cast running statistics, and from now on the images, to the dtype of the weights; logits to
+    float32."""
     if dtype is None:
         return
     for buffer in module.buffers():
@@ -361,3 +274,4 @@ def cast_like_weights(module: nn.Module, dtype: torch.dtype | None) -> None:
         return tuple(item.to(dtype) if item.is_floating_point() else item for item in inputs)
 
     module.register_forward_pre_hook(cast)
+    module.register_forward_hook(lambda module, inputs, output: output.float())

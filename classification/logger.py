@@ -176,12 +176,27 @@ def open_tensorboard(folder: Path, first_step: int) -> Any | None:
 
 
 class RunLog:
-    """Numbers of one run: ``log.jsonl`` and ``tensorboard/`` in the output folder, on rank 0."""
+    """Numbers of one run: ``log.jsonl`` and ``tensorboard/`` in the output folder, on rank 0.
 
-    def __init__(self, output: str | Path | None, first_step: int = 0, rank: int = 0) -> None:
+    Args:
+        output: the folder, or None to record nothing.
+        first_step: see :func:`open_tensorboard`.
+        rank: rank of this process.
+        board: takes the scalars instead of TensorBoard: ``add_scalar``, ``flush``, ``close``.
+    """
+
+    def __init__(
+        self,
+        output: str | Path | None,
+        first_step: int = 0,
+        rank: int = 0,
+        board: Any | None = None,
+    ) -> None:
         here = output is not None and rank == 0
         self.json = JsonLines(Path(output) / "log.jsonl" if here else None)
-        self.board = open_tensorboard(Path(output) / "tensorboard", first_step) if here else None
+        self.board = board if here else None
+        if here and board is None:
+            self.board = open_tensorboard(Path(output) / "tensorboard", first_step)
 
     def train(self, step: int, record: dict[str, Any]) -> None:
         """One training iteration; ``step`` counts optimizer updates over the whole run."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,6 +82,7 @@ def start(args: argparse.Namespace, config: Any) -> DeepSpeedBackend:
     """Join the process group."""
     check_config(config)
     info = distributed.init_distributed(config.DEVICE, args.local_rank, always_group=True)
+    os.environ.setdefault("LOCAL_RANK", str(info.launch.local_rank))  # DeepSpeed asks for it
     return DeepSpeedBackend(config, info, args)
 
 
@@ -90,7 +92,7 @@ def to_pth(folder: str, file: str) -> int:
     try:
         convert(folder, file)
     except USER_ERRORS as error:
-        print(f"main_deepspeed.py: {error}", file=sys.stderr)
+        logger.error("main_deepspeed.py: %s", error)
         return 1
     return 0
 

@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# Shared part of train_in1k.sh and train_inat18.sh: start main.py with srun, from any folder.
+# Shared part of train_in1k.sh, train_in1k_deepspeed.sh and train_inat18.sh: start main.py, or the
+# program named in PROGRAM, with srun, from any folder.
 set -euo pipefail
 
 self=$(basename "${SELF:-$0}")
+program=${PROGRAM:-main.py}
+output=${DEFAULT_OUTPUT:-work_dirs}
 if [ $# -lt 3 ] || [ "$1" = -h ] || [ "$1" = --help ]; then
   cat >&2 <<USAGE
-usage: [GPUS=8] [GPUS_PER_NODE=8] [CPUS_PER_TASK=12] [SRUN_ARGS=...] [PYTHON=python] $self PARTITION JOB_NAME CONFIG [main.py options]
+usage: [GPUS=8] [GPUS_PER_NODE=8] [CPUS_PER_TASK=12] [SRUN_ARGS=...] [PYTHON=python] $self PARTITION JOB_NAME CONFIG [$program options]
   CONFIG    a YAML, relative to the working directory or to $(dirname "$(readlink -f "$0")")
-  Data are read from ${DEFAULT_DATA:-data/imagenet} (--data-path DIR changes it), results go to work_dirs/ (--output DIR).
+  Data are read from ${DEFAULT_DATA:-data/imagenet} (--data-path DIR changes it), results go to $output/ (--output DIR).
 USAGE
   exit 2
 fi
@@ -41,7 +44,7 @@ command=(
   srun -p "$partition" --job-name="$job" --gres=gpu:"$per_node" --ntasks="$gpus"
   --ntasks-per-node="$per_node" --cpus-per-task="${CPUS_PER_TASK:-12}" --kill-on-bad-exit=1
   ${srun_args[@]+"${srun_args[@]}"}
-  "${PYTHON:-python}" -u "$here/main.py" --cfg "$config" --data-path "$data" --output work_dirs "$@"
+  "${PYTHON:-python}" -u "$here/$program" --cfg "$config" --data-path "$data" --output "$output" "$@"
 )
 printf '%q ' "${command[@]}"
 printf '\n'

@@ -285,6 +285,7 @@ def run_config(config: Any, backend: Backend) -> None:
             train(run, model, resume)
     finally:
         run.log.close()
+        backend.close()
 
 
 def run_program(
