@@ -24,7 +24,7 @@ from .tar_index import webdataset
 
 logger = logging.getLogger(__name__)
 
-ATTEMPTS = 5
+ATTEMPTS = 8  # two minutes of patience
 PAUSE = 1.0  # seconds before the second attempt, doubled before each further one
 TIMEOUT = 60.0  # seconds without a byte
 _CHUNK = 1 << 20

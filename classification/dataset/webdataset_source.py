@@ -124,8 +124,9 @@ def webdataset_classes(config: CfgNode) -> Classes:
     if is_typed(config, "MODEL.NUM_CLASSES"):
         return Classes(config.MODEL.NUM_CLASSES)
     raise DataError(
-        f"the classes of the shards in {root.typed} are not known: put a file classes.txt there "
-        "(one name per line, in the order of the labels), or type --opts MODEL.NUM_CLASSES N"
+        f"the classes of the shards in {root.typed} are not known, there is neither {MANIFEST} nor "
+        "classes.txt: put a file classes.txt there (one name per line, in the order of the "
+        "labels), or type --opts MODEL.NUM_CLASSES N"
     )
 
 

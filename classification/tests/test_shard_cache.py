@@ -64,8 +64,8 @@ def test_a_cut_connection_is_taken_up_again(server, tmp_path, ranges):
     [
         ([404], "HTTP 404 Not Found", 1),
         ([403], "HTTP 403 Forbidden", 1),
-        ([503] * 9, "5 attempts failed, the last with: HTTP 503 Service Unavailable", 5),
-        ([("cut", 10)] * 9, r"5 attempts .*: the connection was cut after 50 of 1048576 bytes", 5),
+        ([503] * 9, "8 attempts failed, the last with: HTTP 503 Service Unavailable", 8),
+        ([("cut", 10)] * 9, r"8 attempts .*: the connection was cut after 80 of 1048576 bytes", 8),
     ],
 )
 def test_what_cannot_be_downloaded_is_named(server, tmp_path, faults, message, requests):
