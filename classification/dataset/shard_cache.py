@@ -10,7 +10,6 @@ that miss the same shard download it twice.)
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import threading
@@ -35,6 +34,8 @@ def default_folder() -> Path:
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
     """Hold an exclusive lock on ``path``; yields False when it is taken and ``wait`` is False."""
+    import fcntl  # not on Windows, where the other data sets are read all the same
+
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     held = False
     try:
