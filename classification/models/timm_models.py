@@ -94,8 +94,8 @@ def _create(
     if overlay.get("file"):
         overlay["custom_load"] = True  # TimmInterface.load_pretrained
     arguments = {k: v for k, v in model_arguments(name).items() if k not in RECIPE}
-    if cache_dir is not None:
-        kwargs["cache_dir"] = cache_dir
+    if cache_dir is not None and has_source:
+        kwargs["cache_dir"] = cache_dir  # timm 1.0.9 does not know it
     return build_model_with_cfg(
         CLASSES[released_model(name).model],
         name,

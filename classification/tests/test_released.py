@@ -13,6 +13,8 @@ from helpers import CLASSIFICATION
 from hub_server import Hub, tiny_row, use
 
 import fetch
+import get_flops
+import main
 import predict
 from config import load_config_file
 from models import (
@@ -319,3 +321,32 @@ def test_predict_list_models(capsys):
         predict.main(["--list-models"])
     lines = capsys.readouterr().out.splitlines()
     assert stop.value.code == 0 and [line.split()[0] for line in lines] == NAMES
+
+
+def test_main_by_name(nano, nano_yaml, tmp_path, caplog):
+    flags = ["--cfg", str(nano_yaml), "--output", str(tmp_path / "run")]
+    assert main.main([*flags, "--eval", "--resume", nano]) == 0
+    assert main.main([*flags, "--pretrained", nano, "--opts", "TRAIN.EPOCHS", "1"]) == 0
+    log = (tmp_path / "run" / "nano" / "log_rank0.txt").read_text()
+    assert "Accuracy of the network on the 22 test images" in log
+    assert log.count("internimage_t_1k_224.pth") >= 2
+    assert main.main([*flags, "--eval", "--resume", "internimage_t_1k_244"]) == 1
+
+
+def test_fetch_on_the_other_ranks(monkeypatch):
+    calls = []
+    monkeypatch.setattr("models.hub.checkpoint_path", lambda name: calls.append(name) or Path(name))
+    monkeypatch.setattr("distributed.is_main_process", lambda: False)
+    monkeypatch.setattr("distributed.broadcast_object", lambda value: None)
+    assert fetch.fetch("internimage_t_1k_224") == Path("internimage_t_1k_224") and len(calls) == 1
+    monkeypatch.setattr("distributed.broadcast_object", lambda value: "rank 0 could not")
+    with pytest.raises(CheckpointError, match="rank 0 could not"):
+        fetch.fetch("internimage_t_1k_224")
+    assert len(calls) == 1
+
+
+def test_counted_macs():
+    row = released_model("internimage_t_1k_224")
+    config = load_config_file(CLASSIFICATION / row.config)
+    parts = get_flops.count(config, row.input_size, row.input_size)
+    assert sum(part.total_macs for part in parts) / 1e9 == pytest.approx(row.gmacs, abs=0.01)
