@@ -14,7 +14,7 @@ OPERATOR_SOURCES := $(shell find ops_dcnv3 -name tests -prune -o -name build -pr
 .PHONY: help setup demo test check sync format bench clean
 
 help:
-	@echo "make setup    virtual environment with the tested versions, operator compiled"
+	@echo "make setup    virtual environment with the tested versions, operator compiled, models"
 	@echo "make demo     train, evaluate and predict on real images (handwritten digits)"
 	@echo "make test     all tests"
 	@echo "make check    formatting, lint and vendored copies"
@@ -23,7 +23,7 @@ help:
 	@echo "make bench    time the operator and the models on the CPU (half an hour)"
 	@echo "make clean    remove the virtual environment and build leftovers"
 
-setup: $(STAMPS)/operator
+setup: $(STAMPS)/operator $(STAMPS)/models
 
 $(STAMPS)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
@@ -44,6 +44,10 @@ $(STAMPS)/requirements: $(STAMPS)/python $(REQUIREMENTS) requirements/constraint
 $(STAMPS)/operator: $(STAMPS)/requirements $(OPERATOR_SOURCES)
 	$(BIN)/python -m pip install --no-build-isolation --no-deps --force-reinstall ./ops_dcnv3
 	cd / && $(abspath $(BIN))/python -m ops_dcnv3
+	@touch $@
+
+$(STAMPS)/models: $(STAMPS)/operator classification/pyproject.toml
+	$(BIN)/python -m pip install --no-build-isolation --no-deps --editable ./classification
 	@touch $@
 
 demo: setup
