@@ -110,7 +110,9 @@ class TarSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         order = self._mixed() if self.shuffle else np.arange(*self._piece)
         shards = np.searchsorted(self.store.ends, order, side="right")
-        starts = np.sort(np.unique(shards, return_index=True)[1])  # where a new shard comes in
+        starts = np.full(len(self.store.ends), -1)
+        starts[shards[::-1]] = np.arange(len(shards))[::-1]  # where each shard comes in
+        starts = np.sort(starts[starts >= 0])
         for step, begin in enumerate(starts):
             if self._ahead is not None:
                 coming = shards[starts[step : step + 1 + self.AHEAD]]
