@@ -8,6 +8,7 @@ is removed from the cache again.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import re
@@ -31,6 +32,7 @@ from .weights import NO_WEIGHTS, describe, extract_state
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -178,8 +180,11 @@ def _remove(path: Path) -> None:
 
 def _unreachable(row: ReleasedModel, cache: Path, pin: Pin | None, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-        return f"cannot write to the cache {cache} ({error}): set HF_HOME to another folder"
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in DISK_FULL):
+        return (
+            f"cannot write to the cache {cache} ({error}): make room there, or set HF_HOME to "
+            "another folder"
+        )
     known = row.sha256 or (pin.sha256 if pin else None)
     known = f"sha256 {known}" if known else "its sha256 is not known"
     return (

@@ -203,7 +203,7 @@ def test_no_server_and_a_file_by_hand(monkeypatch, tmp_path):
 
 def test_cache_that_cannot_be_written(server, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(CheckpointError, match="cannot write to the cache .*set HF_HOME"):
+    with pytest.raises(CheckpointError, match="cannot write to the cache .*or set HF_HOME"):
         hub.checkpoint_path(NAME, cache_dir=tmp_path / "file" / "hub")
 
 
@@ -292,5 +292,6 @@ def test_disk_full(server, tmp_path):
     """
     out, err = child(tmp_path, server.url, code).communicate(timeout=120)
     message, kept, path = out.splitlines()
-    assert "too large" in message and kept == "[]", err
+    assert message.startswith("cannot write to the cache") and "too large" in message
+    assert kept == "[]", err
     assert Path(path).read_bytes() == GOOD
