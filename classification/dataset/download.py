@@ -37,7 +37,7 @@ class _Broken(Exception):
 
 
 class NotOnServer(DataError):
-    """The server answers that there is no such file."""
+    """The server answers that there is no such file (object stores say: forbidden)."""
 
 
 class _Transfer:
@@ -145,7 +145,7 @@ def download(
         reserve: called with the size (0: not known) before the first byte is written.
 
     Raises:
-        NotOnServer: HTTP 404 or 410.
+        NotOnServer: HTTP 404, 410 or 403.
         DataError: naming the URL: refused, unreachable or cut off after all attempts, another size
             or sha256 than expected, or the disk is full.
     """
@@ -166,7 +166,7 @@ def download(
                 if error.code == 416:  # the file has become shorter
                     transfer.restart()
                 elif error.code not in _PASSING:
-                    kind = NotOnServer if error.code in (404, 410) else DataError
+                    kind = NotOnServer if error.code in (403, 404, 410) else DataError
                     raise kind(f"{url} cannot be downloaded: {problem}") from error
             except (*_NETWORK, _Broken) as error:
                 problem = _status(error)

@@ -74,7 +74,7 @@ def test_what_cannot_be_downloaded_is_named(server, tmp_path, faults, message, r
     with pytest.raises(DataError, match=f"{url} cannot be downloaded[:,] {message}") as caught:
         download(url, tmp_path / "a")
     assert len(server.requests) == requests
-    assert isinstance(caught.value, NotOnServer) == ("404" in message)
+    assert isinstance(caught.value, NotOnServer) == ("HTTP 40" in message)
 
 
 def test_no_server(tmp_path):
