@@ -470,20 +470,25 @@ class InternImage(nn.Module):
         init_linear_layers(self)
         self._freeze()
 
-    def forward_levels(self, images: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) -> the output of every level, channels-last (N, H_i, W_i, C_i)."""
+    def forward_levels(self, images: Tensor, num_levels: int | None = None) -> list[Tensor]:
+        """(N, 3, H, W) -> the output of every level, channels-last (N, H_i, W_i, C_i).
+
+        Args:
+            images: (N, 3, H, W).
+            num_levels: compute only the first so many levels; None for all.
+        """
         x = self.pos_drop(self.patch_embed(images))  # (N, H/4, W/4, C)
-        outputs = []
-        for level in self.levels:
+        outputs: list[Tensor] = []
+        for level in self.levels[:num_levels]:
+            if outputs:
+                x = self.levels[len(outputs) - 1].downsample(x)
             x = level(x)
             outputs.append(x)
-            if level.downsample is not None:
-                x = level.downsample(x)
         return outputs
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(N, 3, H, W) -> [(N, C_i, H_i, W_i) for i in out_indices]."""
-        outputs = self.forward_levels(images)
+        outputs = self.forward_levels(images, max(self.out_indices) + 1)
         return [outputs[i].permute(0, 3, 1, 2).contiguous() for i in self.out_indices]
 
     def train(self, mode: bool = True) -> InternImage:
