@@ -3,7 +3,8 @@
     import huggingface
     model = transformers.AutoModel.from_pretrained("converted-folder")
 
-With it no `trust_remote_code` is needed. `convert.py` makes such folders.
+With it no `trust_remote_code` is needed. `convert.py` makes such folders. `save_pretrained`, too,
+puts the code beside the weights, so that others can load them with `trust_remote_code`.
 """
 
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification
@@ -25,8 +26,11 @@ __all__ = [
 ]
 
 AutoConfig.register(InternImageConfig.model_type, InternImageConfig, exist_ok=True)
-AutoModel.register(InternImageConfig, InternImageModel, exist_ok=True)
-AutoModelForImageClassification.register(
-    InternImageConfig, InternImageForImageClassification, exist_ok=True
-)
-AutoBackbone.register(InternImageConfig, InternImageBackbone, exist_ok=True)
+InternImageConfig.register_for_auto_class()
+for _auto, _model in (
+    (AutoModel, InternImageModel),
+    (AutoModelForImageClassification, InternImageForImageClassification),
+    (AutoBackbone, InternImageBackbone),
+):
+    _auto.register(InternImageConfig, _model, exist_ok=True)
+    _model.register_for_auto_class(_auto.__name__)

@@ -24,8 +24,6 @@ from models.weights import describe
 from .configuration_internimage import InternImageConfig
 from .modeling_internimage import InternImageForImageClassification
 
-HERE = Path(__file__).resolve().parent
-CODE = sorted(HERE.glob("*_internimage.py"))
 PREFIX = "model."
 RENAMED = {"gamma1": "layer_scale1", "gamma2": "layer_scale2"}
 AUTO_MAP = {
@@ -147,12 +145,10 @@ def write(path: Path, model: Any, preprocessor: Mapping[str, Any], card: str) ->
     """
     model.config.auto_map = dict(AUTO_MAP)
     with new_folder(path) as folder:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder)  # with its code
         text = json.dumps(preprocessor, indent=2) + "\n"
         (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
-        for file in CODE:
-            shutil.copyfile(file, folder / file.name)
         for file in folder.glob("*.safetensors"):  # written for the owner only
             shutil.copymode(folder / "config.json", file)
 

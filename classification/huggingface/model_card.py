@@ -126,7 +126,7 @@ def model_card(
 
 def _results(released: Any) -> str:
     if released is None:
-        return "Fine-tuned weights; no accuracy was recorded in the conversion.\n"
+        return "Not a released checkpoint; its accuracy was not measured in the conversion.\n"
     lines = [f"Trained on {released.dataset}."]
     if released.pretraining:
         lines = [f"Pre-trained on {released.pretraining}, then trained on {released.dataset}."]

@@ -1,5 +1,7 @@
 """Shared by the tests of classification/huggingface: tiny models, a converted folder."""
 
+from pathlib import Path
+
 import pytest
 
 transformers = pytest.importorskip("transformers", reason="pip install transformers")
@@ -9,6 +11,7 @@ import torch
 
 import huggingface
 
+CODE = {path.name for path in Path(huggingface.__file__).parent.glob("*_internimage.py")}
 TINY = {"channels": 16, "depths": [1, 2, 1, 1], "groups": [1, 2, 4, 8]}
 CLASSES = {
     "model": huggingface.InternImageModel,

@@ -11,6 +11,7 @@ import pytest
 import torch
 from huggingface_helpers import (
     CLASSES,
+    CODE,
     IS_4,
     assert_same_weights,
     pixels,
@@ -29,6 +30,7 @@ from transformers import (
 
 from huggingface import folder
 from huggingface.image_processing import preprocessor_config
+from huggingface.model_card import model_card
 
 DTYPE = "torch_dtype" if IS_4 else "dtype"
 
@@ -112,8 +114,7 @@ def test_backbone_of_a_folder(saved):
 def test_saving_a_remote_model_again_copies_its_code(saved, remote, tmp_path):
     model = AutoModelForImageClassification.from_pretrained(saved, trust_remote_code=True)
     model.save_pretrained(tmp_path / "again")
-    written = {file.name for file in (tmp_path / "again").iterdir()}
-    assert {file.name for file in folder.CODE} <= written
+    assert {file.name for file in (tmp_path / "again").iterdir()} >= CODE
     again = AutoModelForImageClassification.from_pretrained(
         tmp_path / "again", trust_remote_code=True
     )
@@ -342,13 +343,21 @@ def test_pipeline(saved, remote):
 
 # --- by itself ------------------------------------------------------------------------------------
 
+RUN_BLOCKS = r"""
+import pathlib, re, sys
+text = pathlib.Path(sys.argv[1]).read_text()
+for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+    print(f"--- {block.count(chr(10))} lines", flush=True)
+    exec(compile(block, "block", "exec"), {"__name__": "__main__"})
+"""
+
 ALONE = """
 import sys
 for name in ("ops_dcnv3", "timm", "yacs", "huggingface"):
     sys.modules[name] = None
 import torch
 from transformers import AutoModelForImageClassification
-model = AutoModelForImageClassification.from_pretrained(sys.argv[1], trust_remote_code=True)
+model = AutoModelForImageClassification.from_pretrained("tiny", trust_remote_code=True)
 operator = type(model.model.levels[0].blocks[0].dcn).__module__
 assert operator.endswith(".dcnv3_internimage"), operator
 images = torch.load("images.pt")
@@ -375,10 +384,37 @@ def run_alone(script, cwd, *arguments):
 
 
 def test_the_folder_needs_torch_and_transformers_only(saved, tmp_path):
+    """The same numbers without ops_dcnv3 and timm; the scripts of its model card run as written."""
+    (tmp_path / "tiny").symlink_to(saved)
     torch.save(pixels(), tmp_path / "images.pt")
-    ended = run_alone(ALONE, tmp_path, saved)
+    Image.new("RGB", (100, 70), "red").save(tmp_path / "photo.jpg")
+    card = model_card("Tiny", "tiny", tiny_config(), 64, 1, "tiny.pth")
+    (tmp_path / "README.md").write_text(card)
+    ended = run_alone(ALONE + RUN_BLOCKS, tmp_path, "README.md")
     assert ended.stderr.count("InternImage runs its operator in plain PyTorch") == 1
     with torch.no_grad():
         torch.testing.assert_close(
             torch.load(tmp_path / "logits.pt"), tiny_model()(pixels()).logits
         )
+    for part in ("'label'", "(1, 16, 16, 16), (1, 32, 8, 8)", "torch.Size([1, 128])"):
+        assert part in ended.stdout
+
+
+def test_the_scripts_of_the_documentation(saved, tmp_path, colours):
+    """Every Python block of docs/huggingface.md runs as written, in a process of its own."""
+    root = Path(__file__).resolve().parents[2]
+    (tmp_path / "digits-hf").symlink_to(saved)
+    (tmp_path / "digits").symlink_to(colours)
+    (tmp_path / "classification").symlink_to(root / "classification")
+    Image.new("RGB", (100, 70), "red").save(tmp_path / "photo.png")
+    page = root / "docs" / "huggingface.md"
+    said = run_alone(RUN_BLOCKS, tmp_path, page).stdout
+    assert said.count("---") == page.read_text().count("```python") == 5
+    for part in (
+        "(1, 16, 16, 16)\n",
+        "(1, 128, 2, 2)\npooled (1, 128)",
+        "(1, 21, 64, 64)",
+        "'eval_accuracy': ",
+    ):
+        assert part in said
+    assert set(os.listdir(tmp_path / "fine-tuned")) >= CODE
