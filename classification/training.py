@@ -186,6 +186,8 @@ def train(run: Run, model: nn.Module, resume: str) -> None:
     if pretrained:
         load_pretrained(config, model)
     point = backend.prepare(model, scaled, steps, resume, loaders.class_names)
+    if point.start_epoch:
+        backend.scheduler.step_update(point.start_epoch * steps - 1)  # of the last update
 
     def evaluate(epoch: int) -> None:
         """Validate model and moving average; keep the best of each."""

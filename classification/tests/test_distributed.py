@@ -118,9 +118,14 @@ def srun(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("script", "data"), [("train_in1k.sh", "data/imagenet"), ("train_inat18.sh", "data/inat2018")]
+    ("script", "program", "data", "output"),
+    [
+        ("train_in1k.sh", "main.py", "data/imagenet", "work_dirs"),
+        ("train_in1k_deepspeed.sh", "main_deepspeed.py", "data/imagenet", "work_dirs_deepspeed"),
+        ("train_inat18.sh", "main.py", "data/inat2018", "work_dirs"),
+    ],
 )
-def test_start_scripts(script, data, srun, tmp_path, nano_yaml):
+def test_start_scripts(script, program, data, output, srun, tmp_path, nano_yaml):
     extra = {"GPUS": "4", "SRUN_ARGS": "--exclusive -w n1"}
     done = start(
         script, "part", "a job", nano_yaml, "--tag", "a b", cwd=tmp_path, path=srun, **extra
@@ -128,14 +133,14 @@ def test_start_scripts(script, data, srun, tmp_path, nano_yaml):
     assert done.returncode == 0, done.stderr
     command, *words = done.stdout.splitlines()
     assert command.startswith("srun -p part --job-name=a\\ job")
-    program = words.index(str(CLASSIFICATION / "main.py"))
+    program = words.index(str(CLASSIFICATION / program))
     slurm, arguments = words[: program - 2], words[program + 1 :]
     assert slurm == [
         "-p", "part", "--job-name=a job", "--gres=gpu:4", "--ntasks=4", "--ntasks-per-node=4",
         "--cpus-per-task=12", "--kill-on-bad-exit=1", "--exclusive", "-w", "n1",
     ]  # fmt: skip
     assert arguments == [
-        "--cfg", str(nano_yaml), "--data-path", data, "--output", "work_dirs", "--tag", "a b",
+        "--cfg", str(nano_yaml), "--data-path", data, "--output", output, "--tag", "a b",
     ]  # fmt: skip
 
 
