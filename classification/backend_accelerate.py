@@ -169,7 +169,7 @@ class AccelerateBackend(_Accelerated, FolderBackend):
         self.class_names = class_names
         self.plain = model.to(self.info.device)
         self.ema = self.build_ema(self.plain)
-        self.optimizer = build_optimizer(scaled, self.plain)
+        self.optimizer = build_optimizer(scaled, self.plain, share=False)
         self.model, _ = self.accelerator.prepare(self.plain, self.optimizer)
         self.scheduler = build_scheduler(scaled, self.optimizer, steps)
         self.stepper = engine.TorchStepper(

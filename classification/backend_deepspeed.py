@@ -207,12 +207,9 @@ class DeepSpeedBackend(FolderBackend):
 
     def build_optimizer(self, scaled: Any, model: nn.Module) -> torch.optim.Optimizer:
         """The run's optimizer with few parameter groups; ZeRO shards it."""
-        scaled = scaled.clone()
-        scaled.defrost()
-        scaled.TRAIN.OPTIMIZER.USE_ZERO = False
         on_cpu = "offload_optimizer" in self.settings["zero_optimization"]
         fused = True if on_cpu and torch.__version__ >= "2.4" else None  # much faster on CPUs
-        return build_optimizer(scaled, model, merge=True, fused=fused)
+        return build_optimizer(scaled, model, merge=True, fused=fused, share=False)
 
     def initialize(self, model: nn.Module) -> Any:
         """The DeepSpeed engine of a model."""

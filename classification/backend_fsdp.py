@@ -153,7 +153,7 @@ class FsdpBackend(Backend):
         self.model = self.plain = shard(model, mesh, self.dtype)
         if self.ema is not None:
             shard(self.ema.module, mesh, self.dtype)
-        self.optimizer = build_optimizer(scaled, self.plain)
+        self.optimizer = build_optimizer(scaled, self.plain, share=False)
         self.scheduler = build_scheduler(scaled, self.optimizer, steps)
         self.stepper = FsdpStepper(
             self.model, self.optimizer, self.scheduler, clip_grad=self.config.TRAIN.CLIP_GRAD,

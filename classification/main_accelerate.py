@@ -58,7 +58,6 @@ def start(args: argparse.Namespace, config: Any) -> AccelerateBackend | Accelera
     config = config.clone()
     config.defrost()
     config.OUTPUT += "_deepspeed"
-    config.TRAIN.OPTIMIZER.USE_ZERO = False
     config.freeze()
     if accelerator.distributed_type.value == "DEEPSPEED":
         return AccelerateDeepSpeedBackend(config, accelerator, args)

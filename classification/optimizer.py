@@ -25,7 +25,12 @@ BETWEEN_LEVELS = re.compile(r"levels\.(\d+)\.(?:downsample|norm)\.")
 
 
 def build_optimizer(
-    config: Any, model: nn.Module, *, merge: bool = False, fused: bool | None = None
+    config: Any,
+    model: nn.Module,
+    *,
+    merge: bool = False,
+    fused: bool | None = None,
+    share: bool = True,
 ) -> torch.optim.Optimizer:
     """Builds the optimizer of TRAIN.OPTIMIZER for all parameters of a model.
 
@@ -40,6 +45,7 @@ def build_optimizer(
         model: best given unwrapped, as the groups carry the parameters' names.
         merge: one group per learning rate and weight decay, see `merge_groups`.
         fused: passed on to AdamW.
+        share: False where something else shards the state: OPTIMIZER.USE_ZERO is not looked at.
 
     Returns:
         AdamW or SGD (Nesterov) of torch; with OPTIMIZER.USE_ZERO, and torch.distributed started,
@@ -62,7 +68,7 @@ def build_optimizer(
         optimizer_class = torch.optim.SGD
         arguments = {"momentum": settings.MOMENTUM, "nesterov": True}
     arguments |= {"lr": config.TRAIN.BASE_LR, "weight_decay": config.TRAIN.WEIGHT_DECAY}
-    if settings.USE_ZERO:
+    if settings.USE_ZERO and share:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             from torch.distributed.optim import ZeroRedundancyOptimizer
 

@@ -118,7 +118,8 @@ def test_fsdp_refuses_what_it_cannot_do(nano_yaml, tmp_path, caplog, monkeypatch
 @fsdp
 def test_fsdp_in_one_process_in_bfloat16(nano_yaml, tmp_path):
     base = ["--cfg", str(nano_yaml), "--output", str(tmp_path), "--fsdp"]
-    assert main.main([*base, "--amp-dtype", "bfloat16", "--opts", "TRAIN.EPOCHS", "1"]) == 0
+    base += ["--amp-dtype", "bfloat16", "--use-zero"]  # which the configs of H and G ask for
+    assert main.main([*base, "--opts", "TRAIN.EPOCHS", "1"]) == 0
     assert "FSDP2 in torch.bfloat16" in (tmp_path / "nano" / "log_rank0.txt").read_text()
     weights = load_file(tmp_path / "nano" / "ckpt_epoch_0.pth")["model"]
     assert all(v.dtype in (torch.float32, torch.int64) for v in weights.values())
