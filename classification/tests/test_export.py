@@ -1,5 +1,7 @@
 """export.py and onnx_export.py: ONNX files compute what the models compute, at every size."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -34,7 +36,7 @@ VARIANTS = {
         },
     ),
     "flash": (FlashInternImageClassifier, {"dw_kernel_size": 3, "offset_scale": 0.5}),
-    "metadata": (InternImageMetaFormer, {}),
+    "metadata": (InternImageMetaFormer, {"depths": (1,), "groups": (1,)}),
 }
 
 
@@ -132,6 +134,9 @@ def test_errors(trained, nano_yaml, tmp_path, caplog, monkeypatch):
                  "[1, 1, 1, 1]")  # fmt: skip
     assert "does not fit this model" in text
     assert "Unknown model" in fails("--onnx", "--model", "internimage_t_1k_225")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "onnxscript", None)
+        assert "pip install -r requirements/tools.txt" in fails("--onnx", "--resume", checkpoint)
     monkeypatch.setattr(torch, "__version__", "2.5.1")
     assert "needs torch 2.6" in fails("--onnx", "--resume", checkpoint)
     done = run_program("export.py", cwd=tmp_path)

@@ -1,6 +1,7 @@
 """tools/visualize.py and visualization/: the numbers behind the pictures, and the pictures."""
 
 import importlib.util
+import sys
 
 import numpy as np
 import pytest
@@ -265,6 +266,13 @@ def test_bad_requests(trained, colours, tmp_path, caplog):
     assert "cannot be written" in fails("pca", place=tmp_path / "file" / "x.png")
     assert visualize.main(["pca", "--img", red, "--out", str(out)]) == 1
     assert "no model: give --resume CKPT" in caplog.text
+
+
+def test_without_matplotlib(trained, colours, tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    flags = ["--resume", str(trained / "ckpt_epoch_best.pth"), "--out", str(tmp_path / "x.png")]
+    assert visualize.main(["pca", *flags, "--img", str(colours / "val" / "red")]) == 1
+    assert "matplotlib is missing" in caplog.text and "requirements/tools.txt" in caplog.text
 
 
 def test_command_line(tmp_path):

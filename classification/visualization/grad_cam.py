@@ -129,6 +129,9 @@ def draw(
     figure, axes = drawing.new_figure(
         len(pictures), (3.8, 3.8), height, "Grad-CAM", caption, bars=1
     )
+    from matplotlib.cm import ScalarMappable  # after new_figure, which says if it is missing
+    from matplotlib.colors import Normalize
+
     for panels, picture, found in zip(axes, pictures, maps, strict=True):
         drawing.show_image(panels[0], picture.pixels, drawing.shorten(picture.name))
         title = f"{drawing.shorten(source.name(found.label), 28)}  {100 * found.probability:.1f} %"
@@ -138,6 +141,8 @@ def draw(
             title += "\n(nothing speaks for this class)"
         grey = np.broadcast_to(picture.pixels.mean(-1, keepdims=True), picture.pixels.shape)
         drawing.show_image(panels[1], grey.astype(np.uint8), title)
-        shown = panels[1].imshow(found.fine, cmap="turbo", alpha=0.55, vmin=0, vmax=1)
-        drawing.colour_bar(figure, shown, panels[1], "relevance / its maximum")
+        opacity = 0.15 + 0.5 * found.fine  # what is not relevant stays grey
+        panels[1].imshow(found.fine, cmap="turbo", alpha=opacity, vmin=0, vmax=1)
+        scale = ScalarMappable(Normalize(0, 1), "turbo")
+        drawing.colour_bar(figure, scale, panels[1], "relevance / its maximum")
     return figure
