@@ -34,7 +34,7 @@ def _read_json(path: Path) -> Any:
 
 def temporal_features(date: str | None) -> list[float]:
     """(sin, cos, 0, 0) of the month on a yearly circle; zeros when the date is missing."""
-    match = _MONTH.match(date or "")
+    match = _MONTH.match(str(date))  # pandas writes missing dates as NaN
     if not match or not 1 <= int(match[1]) <= 12:
         return [0.0, 0.0, 0.0, 0.0]
     angle = 2 * math.pi * int(match[1]) / 12
@@ -42,8 +42,11 @@ def temporal_features(date: str | None) -> list[float]:
 
 
 def spatial_features(lat: float | None, lon: float | None) -> list[float]:
-    """The unit vector (x, y, z) of latitude and longitude in degrees; zeros when one is missing."""
-    if lat is None or lon is None:
+    """The unit vector (x, y, z) of latitude and longitude in degrees; zeros when one is missing.
+
+    JSON written by pandas has NaN for a missing number.
+    """
+    if lat is None or lon is None or not (math.isfinite(lat) and math.isfinite(lon)):
         return [0.0, 0.0, 0.0]
     phi, lam = math.radians(lat), math.radians(lon)
     return [math.cos(phi) * math.cos(lam), math.cos(phi) * math.sin(lam), math.sin(phi)]

@@ -21,6 +21,8 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
+from config import is_typed
+
 from . import listing
 from .class_names import names_for, wordnet_ids
 from .errors import DataError
@@ -116,9 +118,24 @@ def _folder_classes(config: CfgNode) -> Classes:
         splits = ["val", "train"]  # evaluation with nothing but the validation half at hand
     listed = list_file(config, splits[0])
     if listed is not None:
-        return Classes(int(listing.read_list(listed)[1].max()) + 1)
+        return Classes(_listed_classes(config, listed))
     names = _class_folders(config, splits[0])
     return Classes(len(names), names, {name: i for i, name in enumerate(names)})
+
+
+def _listed_classes(config: CfgNode, listed: Path) -> int:
+    """Largest label plus one, or a typed MODEL.NUM_CLASSES above that: a list need not hold all."""
+    count = int(listing.read_list(listed)[1].max()) + 1
+    typed = config.MODEL.NUM_CLASSES
+    if typed <= count or not is_typed(config, "MODEL.NUM_CLASSES"):
+        return count
+    logger.info(
+        "the labels of %s end at %d; the model gets the %d classes that were typed",
+        listed,
+        count - 1,
+        typed,
+    )
+    return typed
 
 
 def _imagenet_classes(config: CfgNode) -> Classes:

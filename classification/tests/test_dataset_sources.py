@@ -256,7 +256,8 @@ def test_place_and_time_by_hand():
     assert temporal_features("2017-13-01") == temporal_features("soon") == [0, 0, 0, 0]
     assert spatial_features(0, 0) == [1, 0, 0]  # a place in the sea, not a missing one
     assert spatial_features(-90, 12) == pytest.approx([0, 0, -1])
-    assert spatial_features(None, 0) == [0, 0, 0]
+    assert spatial_features(None, 0) == spatial_features(float("nan"), 0) == [0, 0, 0]
+    assert temporal_features(None) == temporal_features(float("nan")) == [0, 0, 0, 0]
 
 
 def test_inat18_messages(tmp_path, inat):
@@ -289,6 +290,18 @@ def test_class_count_of_the_data_wins_unless_another_was_typed(tmp_path):
     assert num_classes_of(settings(tmp_path, root, "MODEL.NUM_CLASSES", 3)) == 3
     with pytest.raises(DataError, match="NUM_CLASSES 1000 was typed, but .* need 3"):
         build_loader(settings(tmp_path, root, "MODEL.NUM_CLASSES", 1000))
+
+
+def test_a_list_need_not_hold_all_classes_that_were_typed(tmp_path, caplog):
+    root = make_folder(tmp_path / "d")
+    write_lists(root)
+    (root / "val.txt").write_text("cat/000.png 8\n")  # not in the training list, which ends at 2
+    with caplog.at_level("INFO"):
+        config = settings(tmp_path, root, *LISTS, "MODEL.NUM_CLASSES", 9)
+        assert num_classes_of(config) == build_loader(config).num_classes == 9
+    assert "train.txt end at 2; the model gets the 9 classes that were typed" in caplog.text
+    with pytest.raises(DataError, match="NUM_CLASSES 2 was typed, but .* need 3"):
+        build_loader(settings(tmp_path, root, *LISTS, "MODEL.NUM_CLASSES", 2))
 
 
 def test_22k_head_on_1k_classes(tmp_path):
