@@ -168,6 +168,11 @@ def _refuse(backend: str, device_type: str) -> str | None:
     return f"backend {backend!r} is not there: {reason}. To compile it: {INSTALL_HINT}"
 
 
+def is_forced(backend: str | None) -> bool:
+    """Whether an argument or the environment variable names the backend of a call."""
+    return bool(backend or os.environ.get(ENVIRONMENT_VARIABLE))
+
+
 def choose_backend(device_type: str, backend: str | None = None) -> str:
     """The backend that a call with tensors on `device_type` uses.
 

@@ -40,6 +40,11 @@ def is_untouched(layer: nn.Module, kind: type[nn.Module]) -> bool:
     )
 
 
+def is_exporting() -> bool:
+    """Whether torch.export captures a graph; False where it cannot be told (before torch 2.7)."""
+    return bool(getattr(torch.compiler, "_is_exporting_flag", False))
+
+
 def is_compiled_inference(*tensors: Tensor) -> bool:
     """Whether torch.compile captures a computation on CPU tensors that wants no gradients."""
     # The flag and not torch.compiler.is_exporting(), which torch.compile takes for true. Before

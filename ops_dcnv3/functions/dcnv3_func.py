@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from . import registration
-from .backends import choose_backend
-from .context import is_transformed
+from .backends import choose_backend, is_forced
+from .context import is_exporting, is_transformed
 from .geometry import Geometry
 from .pytorch_inference import dcnv3_plain
 from .reference import offset_and_weights
@@ -169,8 +169,14 @@ def dcnv3_fused(
 
 
 def _choose(backend: str | None, *tensors: Tensor) -> str:
-    """The backend of a call; plain PyTorch inside transforms that custom operators do not know."""
+    """The backend of a call; plain PyTorch inside transforms that custom operators do not know.
+
+    A graph that torch.export captures names the operator also where nothing was compiled: it may
+    run elsewhere, and the operator has plain-PyTorch kernels, too.
+    """
     chosen = choose_backend(tensors[0].device.type, backend)
+    if chosen == "pytorch" and is_exporting() and not is_forced(backend):
+        return "operator"
     if chosen == "pytorch" or not is_transformed(*tensors):
         return chosen
     if backend is not None:
