@@ -60,6 +60,7 @@ def test_shipped_yaml_gives_exactly_the_documented_values(name):
 
 def test_every_shipped_yaml_is_covered_and_has_a_header():
     files = {str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").rglob("*.yaml")}
+    files = {name for name in files if not name.startswith("accelerate")}  # not of this program
     assert files == set(FACTS) | {"toy/internimage_nano_digits.yaml"}
     for name in files:
         model = "FlashInternImage-" if name.startswith("flash_") else "InternImage-"
