@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,15 +15,12 @@ from torch import Tensor, nn
 
 import distributed
 import predict
-from config import ConfigError, load_config_file
+from config import ConfigError, is_typed, load_config_file
 from dataset.class_names import names_for
 from models import build_model
 from models.intern_image_meta_former import SPATIAL_DIM, TEMPORAL_DIM
-from models.released import released_model
 
 logger = logging.getLogger(__name__)
-
-HERE = Path(__file__).resolve().parent
 
 
 @dataclass
@@ -101,29 +97,25 @@ def load_config(args: argparse.Namespace) -> Any:
         ConfigError: none of the two or both, no such file, or a wrong key.
         UnknownModelError: no released model has this name.
     """
-    if args.cfg and args.model:
-        raise ConfigError(f"give --cfg {args.cfg} or --model {args.model}, not both")
+    _refuse_both(args)
     opts = list(args.opts or [])
     if args.model:
-        row = released_model(args.model)
-        if row.task != "classification":
-            raise ConfigError(f"{args.model} is a {row.task} model: use the tools of {row.task}/")
-        fixed = [str(word) for pair in row.config_opts.items() for word in pair]
-        config = load_config_file(HERE / row.config, [*fixed, *opts]).clone()
-        config.defrost()
-        config.MODEL.NUM_CLASSES, config.MODEL.NAME = row.num_classes, row.name
-        config.freeze()
-        return config
+        return predict.named_config(args.model, opts)
     if not args.cfg:
         raise ConfigError("no model: give --cfg FILE or --model NAME")
     config = load_config_file(args.cfg, opts)
     classes = {"imagenet22K": 21841, "inat18": 8142}.get(config.DATA.DATASET)
-    if classes and not any(key == "MODEL.NUM_CLASSES" for key in opts[::2]):
+    if classes and not is_typed(config, "MODEL.NUM_CLASSES"):
         config = config.clone()
         config.defrost()
         config.MODEL.NUM_CLASSES = classes
         config.freeze()
     return config
+
+
+def _refuse_both(args: argparse.Namespace) -> None:
+    if args.cfg and args.model:
+        raise ConfigError(f"give --cfg {args.cfg} or --model {args.model}, not both")
 
 
 def load(args: argparse.Namespace) -> Source:
@@ -137,34 +129,18 @@ def load(args: argparse.Namespace) -> Source:
         CheckpointError: the file cannot be read or does not fit.
         DistributedSetupError: an unknown device.
     """
+    _refuse_both(args)
     if args.resume or args.model:
-        return _load_trained(args)
+        found, file_name = predict.load_classifier(args)
+        weights = f"{file_name}, moving average" if args.ema else file_name
+        label = f"{found.config.MODEL.NAME} · {weights}"
+        return Source(found.model, found.config, found.device, found.names, label)
     if not args.cfg:
         raise ConfigError("no model: give --resume CKPT, --model NAME or --cfg FILE")
-    config = load_config(args)
     if args.ema:
         raise ConfigError("--ema needs a checkpoint (--resume)")
+    config = load_config(args)
     device = distributed.resolve_device(args.device)
     logger.warning("no checkpoint was given (--resume): the weights are random")
     model = build_model(config).to(device).eval()
     return Source(model, config, device, names_for(config), f"{config.MODEL.NAME} · random weights")
-
-
-def _load_trained(args: argparse.Namespace) -> Source:
-    chosen = argparse.Namespace(**{**vars(args), "model": None})
-    if args.model:
-        if args.cfg:
-            load_config(args)  # refuses both
-        row = released_model(args.model)
-        fixed = [str(word) for pair in row.config_opts.items() for word in pair]
-        chosen.cfg = str(HERE / row.config)
-        chosen.opts = [*fixed, *(args.opts or [])]
-        if not args.resume:
-            from models.hub import checkpoint_path
-
-            chosen.resume = str(checkpoint_path(args.model))
-    classifier, file_name = predict.load_classifier(chosen)
-    name = args.model or classifier.config.MODEL.NAME
-    weights = f"{file_name}, moving average" if args.ema else file_name
-    label = f"{name} · {weights}"
-    return Source(classifier.model, classifier.config, classifier.device, classifier.names, label)

@@ -30,7 +30,7 @@ from torch import nn
 import contact_sheet
 import distributed
 from cli import ArgumentParser
-from config import ConfigError, config_from_dict, default_config, load_config_file
+from config import ConfigError, config_from_dict, default_config, is_typed, load_config_file
 from dataset.class_names import names_for, wordnet_ids
 from dataset.decode import DECODE_ERRORS, decode_image
 from dataset.transforms import build_transform
@@ -173,8 +173,13 @@ def _known_only(tree: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _named_config(name: str, opts: Sequence[str]) -> Any:
-    """The configuration of a released model, frozen."""
+def named_config(name: str, opts: Sequence[str]) -> Any:
+    """The configuration of a released model, with its number of classes unless one was typed.
+
+    Raises:
+        UnknownModelError: no released classification model has this name.
+        ConfigError: a wrong key or value in `opts`.
+    """
     row = released_model(name)
     if row.task != "classification":
         raise UnknownModelError(f"{name} is a {row.task} model: use the programs of {row.task}/")
@@ -182,6 +187,8 @@ def _named_config(name: str, opts: Sequence[str]) -> Any:
     config = load_config_file(HERE / row.config, [*fixed, *opts]).clone()
     config.defrost()
     config.MODEL.NAME = name
+    if not is_typed(config, "MODEL.NUM_CLASSES"):
+        config.MODEL.NUM_CLASSES = row.num_classes
     config.freeze()
     return config
 
@@ -198,7 +205,7 @@ def load_classifier(args: argparse.Namespace) -> tuple[Classifier, str]:
     if args.resume and not name and not args.cfg:
         row = released(args.resume)
         name = row.name if row else None
-    named_config = _named_config(name, args.opts or []) if name else None
+    config = named_config(name, args.opts or []) if name else None
     path = fetch(args.resume or name)
     checkpoint = load_file(path)
     if args.ema:
@@ -206,11 +213,9 @@ def load_classifier(args: argparse.Namespace) -> tuple[Classifier, str]:
             raise CheckpointError(f"{path} has no moving average: leave --ema out")
         checkpoint["model"] = checkpoint["model_ema"]
     opts = args.opts or []
-    if named_config is not None:
-        config = named_config
-    elif args.cfg:
+    if args.cfg:
         config = load_config_file(args.cfg, opts)
-    else:
+    elif config is None:
         config = _checkpoint_config(checkpoint, opts, str(path))
     classes = weights.head_classes(checkpoint)
     if classes is None:

@@ -71,6 +71,10 @@ def test_command_line(tmp_path, nano_yaml, capsys, caplog):
     printed = capsys.readouterr().out
     assert "total                    29.918 M  4.885 G            0.099 G" in printed
     assert "level 3       7x7x512" in printed and "Not counted" in printed
+    assert (
+        get_flops.main(["--model", "internimage_t_1k_224", "--opts", "MODEL.NUM_CLASSES", "7"]) == 0
+    )
+    assert "internimage_t_1k_224, 7 classes, " in capsys.readouterr().out
     path = tmp_path / "made" / "counts.json"
     flags = ["--cfg", str(nano_yaml), "--shape", "64", "96"]
     assert get_flops.main([*flags, "--json", str(path)]) == 0
