@@ -8,7 +8,9 @@ is removed from the cache again.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import glob
 import hashlib
 import logging
 import re
@@ -26,12 +28,13 @@ from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError
 
 from .pins import Pin, lock_file, read_pin, write_pin
 from .released import ReleasedModel, model_arguments, released_model
-from .safe_load import CheckpointError, load_file
-from .weights import NO_WEIGHTS, describe, extract_state
+from .safe_load import CheckpointError, ReadError, load_file
+from .weights import State, core_op, describe, extract_state, is_joint
 
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
+ABANDONED = 60.0  # seconds after which a partial file that nobody writes to is deleted
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -59,7 +62,7 @@ def checkpoint_path(name: str, cache_dir: str | Path | None = None) -> Path:
     pin = read_pin(_key(row))
     cached = try_to_load_from_cache(row.hub_repo, row.hub_file, cache_dir=cache)
     if isinstance(cached, str):
-        return _verify_cached(row, Path(cached), pin)
+        return _verify_cached(row, Path(cached), pin, "")
     by_hand = path_by_hand(row, cache)
     if by_hand.is_file():
         _verify(row, by_hand, pin)
@@ -81,14 +84,6 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def expected_description(row: ReleasedModel) -> str | None:
-    """What `weights.describe` says of the weights of a classification model."""
-    if row.model is None:
-        return None
-    arguments = model_arguments(row.name)
-    return f"channels {arguments['channels']}, depths {list(arguments['depths'])}"
-
-
 def _key(row: ReleasedModel) -> str:
     return f"{row.hub_repo}/{row.hub_file}"
 
@@ -104,7 +99,8 @@ def _download(row: ReleasedModel, cache: Path, pin: Pin | None) -> Path:
         raise
     except Exception as error:  # those of requests, httpx, ... depending on huggingface_hub
         raise CheckpointError(_unreachable(row, cache, pin, error)) from error
-    return _verify_cached(row, path, pin)
+    _remove_abandoned(row, cache, etag)
+    return _verify_cached(row, path, pin, etag)
 
 
 def _resumed_download(row: ReleasedModel, cache: Path, etag: str) -> Path:
@@ -129,13 +125,30 @@ def _resumed_download(row: ReleasedModel, cache: Path, etag: str) -> Path:
     raise AssertionError("unreachable")
 
 
-def _verify_cached(row: ReleasedModel, path: Path, pin: Pin | None) -> Path:
+def _remove_abandoned(row: ReleasedModel, cache: Path, etag: str) -> None:
+    """Deletes partial files of processes that were killed: newer hub releases never reuse them."""
+    blobs = path_by_hand(row, cache).parent / "blobs"
+    for partial in blobs.glob(f"{glob.escape(etag)}.*.incomplete"):
+        with contextlib.suppress(OSError):
+            if time.time() - partial.stat().st_mtime > ABANDONED:
+                partial.unlink()
+
+
+def _verify_cached(row: ReleasedModel, path: Path, pin: Pin | None, etag: str) -> Path:
     """As `_verify`, for a file that huggingface_hub wrote: it is removed if it is wrong."""
-    etag = path.resolve().name  # the cache calls a large file by its sha256
+    names = (etag, path.resolve().name)  # the cache calls a large file by its sha256
+    announced = next((name for name in names if SHA256.fullmatch(name)), None)
     try:
-        _verify(row, path, pin, etag if SHA256.fullmatch(etag) else None)
+        _verify(row, path, pin, announced)
+    except ReadError:
+        raise
     except CheckpointError as error:
-        _remove(path)
+        try:
+            _remove(path)
+        except OSError as failure:
+            raise CheckpointError(
+                f"{error}. It could not be removed from the cache ({failure}): delete it there"
+            ) from error
         raise CheckpointError(f"{error}. It was removed from the cache") from error
     return path
 
@@ -149,11 +162,24 @@ def _verify(row: ReleasedModel, path: Path, pin: Pin | None, etag: str | None = 
     _compare(row, pin, sha256, str(path))
     if etag not in (None, sha256):
         raise CheckpointError(f"{path} has sha256 {sha256}, but the hub announced {etag}")
-    found = describe(extract_state(load_file(path), str(path)))
-    expected = expected_description(row)
-    if found != NO_WEIGHTS and expected not in (None, found):
-        raise CheckpointError(f"{path} holds {found}, but {row.name} has {expected}: another model")
+    state = extract_state(load_file(path), str(path))
+    if row.model is not None and not is_joint(state):
+        _compare_contents(row, state, path)
     write_pin(_key(row), sha256, path)
+
+
+def _compare_contents(row: ReleasedModel, state: State, path: Path) -> None:
+    """Raises CheckpointError if the weights are not of the size, operator and head of the row."""
+    head = state.get("head.weight")
+    classes = "no head" if head is None else f"{head.shape[0]} classes"
+    found = f"{describe(state)}, {core_op(state) or 'no operator'}, {classes}"
+    arguments = model_arguments(row.name)
+    expected = (
+        f"channels {arguments['channels']}, depths {list(arguments['depths'])}, "
+        f"{arguments['core_op']}, {arguments['num_classes']} classes"
+    )
+    if found != expected:
+        raise CheckpointError(f"{path} holds {found}, but {row.name} has {expected}: another model")
 
 
 def _compare(row: ReleasedModel, pin: Pin | None, sha256: str | None, what: str) -> None:

@@ -12,7 +12,6 @@ import os
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 from huggingface_hub import constants
@@ -53,8 +52,7 @@ def read_pin(key: str) -> Pin | None:
     Raises:
         CheckpointError: the lock file is damaged.
     """
-    entry = _read().get(key)
-    return None if entry is None else Pin(**entry)
+    return _read().get(key)
 
 
 def write_pin(key: str, sha256: str, path: Path) -> None:
@@ -68,7 +66,7 @@ def write_pin(key: str, sha256: str, path: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
             pins = _read()
-            pin = Pin(**pins[key]) if key in pins else Pin(sha256, path.stat().st_size)
+            pin = pins.setdefault(key, Pin(sha256, path.stat().st_size))
             if pin.sha256 != sha256:
                 raise CheckpointError(
                     f"{path} has sha256 {sha256}, but another process has pinned {pin.sha256} for "
@@ -76,7 +74,7 @@ def write_pin(key: str, sha256: str, path: Path) -> None:
                 )
             pin.checked = {p: stamp for p, stamp in pin.checked.items() if Path(p).exists()}
             pin.checked[str(path)] = _stamp(path)
-            _write(target, {**pins, key: asdict(pin)})
+            _write(target, pins)
     except OSError as error:
         logger.warning("cannot record the sha256 of %s in %s: %s", key, target, error)
 
@@ -86,24 +84,30 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _read() -> dict[str, Any]:
+def _read() -> dict[str, Pin]:
     path = lock_file()
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        pins = {key: Pin(**entry) for key, entry in entries.items()}
+        for key, pin in pins.items():
+            if not (isinstance(pin.sha256, str) and isinstance(pin.checked, dict)):
+                raise ValueError(f"the entry {key!r} is {entries[key]}")
+        return pins
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"cannot read {path} ({error}), which holds the sha256 of downloaded checkpoints: "
             "repair or delete it"
         ) from error
 
 
-def _write(target: Path, pins: dict[str, Any]) -> None:
+def _write(target: Path, pins: dict[str, Pin]) -> None:
+    entries = {key: asdict(pin) for key, pin in pins.items()}
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(pins, file, indent=2, sort_keys=True)
+            json.dump(entries, file, indent=2, sort_keys=True)
             file.write("\n")
         os.replace(temporary, target)
     except BaseException:

@@ -17,11 +17,16 @@ from typing import Any
 
 import torch
 
+_NO_MEMORY = re.compile("can't allocate memory|not enough memory")  # words of PyTorch's allocator
 CFG_NODE = "yacs.config.CfgNode"
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be read, written or used; the message says what to do."""
+
+
+class ReadError(CheckpointError):
+    """A file could not be read here, though it may be right: too little memory, a disk's error."""
 
 
 def load_file(path: str | Path) -> dict[str, Any]:
@@ -34,14 +39,21 @@ def load_file(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: missing, truncated, not a checkpoint, or holding objects other than
             tensors, plain Python values and a yacs configuration.
+        ReadError: the memory does not hold it, or the disk reports an error.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist")
     try:
         loaded = _read(path)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError,
+    except MemoryError as error:
+        raise ReadError(_no_memory(path)) from error
+    except OSError as error:
+        raise ReadError(f"cannot read {path}: {error}") from error
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError,
             AttributeError, IndexError, zipfile.BadZipFile) as error:  # fmt: skip
+        if _NO_MEMORY.search(str(error)):
+            raise ReadError(_no_memory(path)) from error
         raise CheckpointError(_explain(path, error)) from error
     if not isinstance(loaded, dict):
         raise CheckpointError(
@@ -114,6 +126,10 @@ def _read_restricted(path: Path) -> Any:
     )
 
 
+def _no_memory(path: Path) -> str:
+    return f"{path} ({path.stat().st_size} bytes) does not fit into the memory of this machine"
+
+
 def _explain(path: Path, error: Exception) -> str:
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     if found:
@@ -123,8 +139,11 @@ def _explain(path: Path, error: Exception) -> str:
             "open it there and save only its state_dict"
         )
     size = path.stat().st_size
+    reason = type(error).__name__
+    first_line = str(error).partition("\n")[0]
+    if first_line and "weights_only" not in first_line:  # PyTorch's advice to load it unsafely
+        reason += f": {first_line}"
     return (
         f"{path} ({size} bytes) cannot be read as a checkpoint: it is truncated, damaged or not a "
-        f".pth file ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). "
-        "Use another checkpoint or get the file again"
+        f".pth file ({reason}). Use another checkpoint or get the file again"
     )

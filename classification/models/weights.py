@@ -134,6 +134,11 @@ def extract_state(checkpoint: Mapping[str, Any], source: str = "checkpoint") -> 
     return tensors
 
 
+def is_joint(state: Mapping[str, Any]) -> bool:
+    """Whether these are weights of joint image-text pre-training, which have other names."""
+    return any(key.split(".")[-1] == "mask_token" for key in state)
+
+
 def head_classes(checkpoint: Mapping[str, Any]) -> int | None:
     """Number of classes of a checkpoint's head, or None when it has no head."""
     weight = extract_state(checkpoint).get("head.weight")
@@ -167,7 +172,7 @@ def load_weights(
     report = LoadReport()
     state = extract_state(checkpoint, source)
     own = model.state_dict()
-    if any(key.split(".")[-1] == "mask_token" for key in state):
+    if is_joint(state):
         state = _from_clip_joint(state, own, report)
     dropped = [k for k in state if k.split(".")[-1] in _SWIN_LEFTOVERS and k not in own]
     state = {key: value for key, value in state.items() if key not in set(dropped)}
@@ -364,7 +369,7 @@ def describe(state: Mapping[str, torch.Tensor]) -> str:
     return f"channels {channels}, depths {[blocks[level] for level in sorted(blocks)]}"
 
 
-def _core_op(keys: Iterable[str]) -> str | None:
+def core_op(keys: Iterable[str]) -> str | None:
     """The operator that parameters belong to; None without blocks."""
     text = " ".join(keys)
     return "DCNv4" if ".dcn.offset_mask." in text else "DCNv3" if ".dcn." in text else None
@@ -373,7 +378,7 @@ def _core_op(keys: Iterable[str]) -> str | None:
 def _refuse_other_models(
     own: Mapping[str, torch.Tensor], state: State, report: LoadReport, source: str
 ) -> None:
-    file_op, model_op = _core_op(state), _core_op(own)
+    file_op, model_op = core_op(state), core_op(own)
     if file_op and model_op and file_op != model_op:
         wanted = {"DCNv3": "intern_image", "DCNv4": "flash_intern_image"}[file_op]
         raise CheckpointError(

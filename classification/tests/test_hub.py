@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -16,17 +17,21 @@ from helpers import CLASSIFICATION, environment
 from hub_server import Hub, use
 
 from models import hub, pins, released
-from models.safe_load import CheckpointError
+from models.safe_load import CheckpointError, ReadError
 
 NAME = "internimage_t_1k_224"
 FILE = "OpenGVLab/InternImage/internimage_t_1k_224.pth"
 
 
-def checkpoint_bytes(seed: int = 0, size: int = 200_000) -> bytes:
-    """A checkpoint of about 4 * size bytes."""
+def checkpoint_bytes(seed=0, channels=64, depths=(4, 4, 18, 4), op="offset", classes=1000) -> bytes:
+    """A checkpoint of 0.9 MB with a few weights of the model `NAME`, or of another."""
+    head = torch.rand(classes, 200, generator=torch.Generator().manual_seed(seed))
+    state = {"patch_embed.conv2.weight": torch.zeros(channels, 2, 3, 3), "head.weight": head}
+    for level, depth in enumerate(depths):
+        for block in range(depth):
+            state[f"levels.{level}.blocks.{block}.dcn.{op}.weight"] = torch.zeros(2, 2)
     buffer = io.BytesIO()
-    weight = torch.rand(size, generator=torch.Generator().manual_seed(seed))
-    torch.save({"model": {"head.weight": weight}}, buffer)
+    torch.save({"model": state}, buffer)
     return buffer.getvalue()
 
 
@@ -147,25 +152,90 @@ def test_replaced_on_the_hub(server, tmp_path):
 
 def test_not_a_checkpoint(server, tmp_path):
     server.files[FILE] = b"<html>" + b"x" * 5000
-    with pytest.raises(CheckpointError, match=r"not a .pth file.*removed from the cache"):
+    with pytest.raises(CheckpointError, match=r"not a .pth file.*removed from the") as caught:
         hub.checkpoint_path(NAME)
+    assert "weights_only" not in str(caught.value)  # PyTorch's advice to load it unsafely
     assert files_below(tmp_path) == []
     assert not (tmp_path / "internimage_lock.json").exists()
 
 
-def test_another_model(server, tmp_path):
-    other = {"patch_embed.conv2.weight": torch.zeros(80, 40, 3, 3)}
-    other |= {f"levels.{level}.blocks.0.gamma1": torch.zeros(80) for level in range(4)}
-    torch.save(other, tmp_path / "other.pth")
-    server.files[FILE] = (tmp_path / "other.pth").read_bytes()
-    (tmp_path / "other.pth").unlink()
-    with pytest.raises(
-        CheckpointError,
-        match=r"holds channels 80, depths \[1, 1, 1, 1\], but internimage_t_1k_224 has channels "
-        r"64, depths \[4, 4, 18, 4\].*removed from the cache",
-    ):
+@pytest.mark.parametrize(
+    "other, holds",
+    [
+        ({"channels": 80, "depths": (4, 4, 21, 4)}, "channels 80, depths [4, 4, 21, 4], DCNv3"),
+        ({"op": "offset_mask"}, "channels 64, depths [4, 4, 18, 4], DCNv4, 1000 classes"),
+        ({"classes": 21841}, "channels 64, depths [4, 4, 18, 4], DCNv3, 21841 classes"),
+    ],
+)
+def test_another_model(server, tmp_path, other, holds):
+    server.files[FILE] = checkpoint_bytes(**other)
+    expected = f"{NAME} has channels 64, depths [4, 4, 18, 4], DCNv3, 1000 classes: another model."
+    with pytest.raises(CheckpointError, match=f"holds {re.escape(holds)}.*{re.escape(expected)}"):
         hub.checkpoint_path(NAME)
     assert files_below(tmp_path) == [] and pins.read_pin(FILE) is None
+
+
+def test_weights_of_something_else(server, tmp_path):
+    buffer = io.BytesIO()
+    torch.save({"layer1.0.conv1.weight": torch.zeros(64, 64, 3, 3)}, buffer)
+    server.files[FILE] = buffer.getvalue()
+    with pytest.raises(CheckpointError, match="holds no InternImage weights, .*removed from the"):
+        hub.checkpoint_path(NAME)
+    assert files_below(tmp_path) == [] and pins.read_pin(FILE) is None
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError(), OSError(5, "I/O")],
+)
+def test_too_little_memory_removes_nothing(server, monkeypatch, failure):
+    def refuse(*args, **options):
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", refuse)
+        with pytest.raises(ReadError, match="not fit into the memory|cannot read .*I/O"):
+            hub.checkpoint_path(NAME)
+    assert pins.read_pin(FILE) is None  # not checked yet
+    assert hub.checkpoint_path(NAME).read_bytes() == GOOD
+    assert len(gets(server)) == 1
+
+
+def test_wrong_file_that_cannot_be_removed(server, monkeypatch):
+    path = hub.checkpoint_path(NAME)
+    path.resolve().write_bytes(GOOD[:-1])
+
+    def refuse(path):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(hub, "_remove", refuse)
+    with pytest.raises(CheckpointError, match="pinned in .*not be removed .*Read-only file system"):
+        hub.checkpoint_path(NAME)
+
+
+def test_announced_hash_without_links(server, monkeypatch, tmp_path):
+    """Where the cache has no symbolic links, the file's name does not tell its hash."""
+    server.body[FILE] = checkpoint_bytes(seed=1)
+    plain = tmp_path / "copy.pth"
+    plain.write_bytes(server.body[FILE])
+    monkeypatch.setattr(hub, "_resumed_download", lambda *args: plain)
+    with pytest.raises(CheckpointError, match=f"the hub announced {SHA}.*removed"):
+        hub.checkpoint_path(NAME)
+    assert not plain.exists()
+
+
+def test_partial_files_of_killed_processes(server, tmp_path):
+    blobs = hub.path_by_hand(released.released_model(NAME), tmp_path / "hub").parent / "blobs"
+    blobs.mkdir(parents=True)
+    left, in_use, other = (
+        blobs / f"{name}.incomplete" for name in (f"{SHA}.1", f"{SHA}.2", "f" * 64 + ".3")
+    )
+    for partial in (left, in_use, other):
+        partial.write_bytes(GOOD[:5000])
+    os.utime(left, (0, 0))
+    os.utime(other, (0, 0))
+    assert hub.checkpoint_path(NAME).read_bytes() == GOOD
+    assert not left.exists() and in_use.exists() and other.exists()
 
 
 def test_html_page_instead_of_the_hub(server, tmp_path):
@@ -217,8 +287,19 @@ def test_lock_file_that_cannot_be_written(server, monkeypatch, tmp_path, caplog)
     assert "cannot record the sha256" in caplog.text
 
 
-def test_damaged_lock_file(server, tmp_path):
-    (tmp_path / "internimage_lock.json").write_text("{")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"a/b": 3}',
+        '{"a/b": {"sha256": "0"}}',
+        '{"a/b": {"sha256": "0", "size": 1, "checked": null}}',
+        '{"a/b": {"sha256": null, "size": 1}}',
+    ],
+)
+def test_damaged_lock_file(server, tmp_path, text):
+    (tmp_path / "internimage_lock.json").write_text(text)
     with pytest.raises(CheckpointError, match="internimage_lock.json .*repair or delete it"):
         hub.checkpoint_path(NAME)
 
