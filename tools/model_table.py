@@ -48,7 +48,8 @@ def table(rows: Sequence) -> str:
     """Markdown table of rows of one task and data set; columns that would be empty are left out."""
     metrics = list(dict.fromkeys(key for row in rows for key in row.metrics))
     header = ["name", "model", "pre-training", "size", "params", "MACs"]
-    header += [METRICS.get(key, key) for key in metrics] + ["checkpoint", "transformers", "config"]
+    header += [METRICS.get(key, key) for key in metrics] + ["checkpoint"]
+    header += ["transformers", "log", "config"]
     lines = [cells(row, metrics) for row in rows]
     kept = [i for i in range(len(header)) if any(line[i] for line in lines)]
     body = [header, ["---"] * len(header), *lines]
@@ -69,6 +70,7 @@ def cells(row, metrics: Sequence[str]) -> list[str]:
         *(str(row.metrics.get(key, "")) for key in metrics),
         f"[{row.hub_file}]({row.url})" if row.url else "",
         hub if row.transformers_repo else "",
+        f"[log]({row.log})" if row.log else "",
         f"[{Path(row.config).name}]({config})",
     ]
 

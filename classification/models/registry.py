@@ -57,6 +57,10 @@ def create_model(
         ValueError, TypeError: an argument that the class refuses.
     """
     row = released_model(name)
+    if "out_indices" in kwargs and not features_only:
+        raise ValueError(
+            f"out_indices={kwargs['out_indices']} chooses feature maps: it needs features_only=True"
+        )
     arguments = {**model_arguments(name), "in_chans": in_chans, **kwargs}
     if num_classes is not None:
         arguments["num_classes"] = num_classes

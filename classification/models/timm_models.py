@@ -91,7 +91,9 @@ def _create(
     )
     if pretrained and not has_source:
         overlay["file"] = str(hub.checkpoint_path(name, cache_dir))
-    if overlay.get("file"):
+    if overlay.get("url") and not overlay.get("hf_hub_id"):
+        overlay["hf_hub_id"] = None  # or timm would prefer the released file to this address
+    if overlay.get("file") or overlay.get("url"):
         overlay["custom_load"] = True  # TimmInterface.load_pretrained
     arguments = {k: v for k, v in model_arguments(name).items() if k not in RECIPE}
     if cache_dir is not None and has_source:

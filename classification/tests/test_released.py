@@ -90,6 +90,7 @@ def test_files_of_the_table():
     )
     assert released.find_by_file(row.url) is row and released.find_by_file(row.hub_file) is row
     assert released_model("flash_intern_image_b_1k_224").url is None
+    assert released_model("internimage_h_22ktoinat18_384").log.endswith("_22ktoinat18_384.log")
 
 
 def test_list_models():
@@ -144,6 +145,11 @@ def test_classes():
         assert type(flash) is FlashInternImage
         inat = create_model("internimage_h_22ktoinat18_384")
         assert type(inat) is InternImageMetaFormer and inat.num_classes == 8142
+
+
+def test_levels_need_features_only():
+    with pytest.raises(ValueError, match=r"out_indices=\(1,\) .* needs features_only=True"):
+        create_model("internimage_t_1k_224", out_indices=(1,))
 
 
 # --------------------------------------------------------------------------- pretrained weights
@@ -223,7 +229,7 @@ def test_classes_of_a_22k_head(tiny, monkeypatch):
     assert model.head.bias.tolist() == [float(row) for row in rows]
 
 
-def test_weights_of_ones_own_through_timm(tiny, tmp_path):
+def test_weights_of_ones_own_through_timm(tiny, tmp_path, monkeypatch):
     name, state = tiny
     changed = {
         key: value + 1 if value.is_floating_point() else value for key, value in state.items()
@@ -231,6 +237,10 @@ def test_weights_of_ones_own_through_timm(tiny, tmp_path):
     torch.save({"model": changed}, tmp_path / "own.pth")
     overlay = {"file": str(tmp_path / "own.pth")}
     model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
+    assert torch.equal(model.head.bias, changed["head.bias"])
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
+    overlay = {"url": (tmp_path / "own.pth").as_uri()}  # and not the released file
+    model = timm.create_model(name, pretrained=True, in_chans=1, pretrained_cfg_overlay=overlay)
     assert torch.equal(model.head.bias, changed["head.bias"])
     with pytest.raises(CheckpointError, match="flash_intern_image_t_1k_224 has no checkpoint"):
         timm.create_model("flash_intern_image_t_1k_224", pretrained=True)
@@ -280,6 +290,7 @@ def nano(monkeypatch, tmp_path, trained, nano_yaml):
         config=str(nano_yaml),
         config_opts={"DATA.IMG_SIZE": 48},
         arguments={"channels": 16, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]},
+        num_classes=4,
     )
     monkeypatch.setitem(released._table(), row.name, row)
     with Hub() as server:
