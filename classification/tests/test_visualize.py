@@ -226,6 +226,18 @@ def test_pictures_are_written(kind, trained, colours, tmp_path, capsys):
     assert [path.name for path in out.parent.iterdir()] == ["picture.png"]
 
 
+def test_no_more_images_are_read_than_drawn(trained, colours, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(visualize, "MAX_ROWS", 1)
+    images = sorted((colours / "val" / "red").iterdir())
+    read = []
+    decode = pictures.decode_image
+    monkeypatch.setattr(pictures, "decode_image", lambda path: read.append(path) or decode(path))
+    flags = ["--resume", str(trained / "ckpt_epoch_best.pth"), "--out", str(tmp_path / "x.png")]
+    assert visualize.main(["pca", *flags, "--img", *map(str, images)]) == 0
+    assert read == images[:1]
+    assert f"the first 1 of {len(images)} images are used" in caplog.text
+
+
 def test_flash_intern_image(nano_config):
     """DCNv4, whose weights have signs."""
     flash = source_of(FlashInternImageClassifier(**SMALL), nano_config)

@@ -33,6 +33,7 @@ from write_file import replacing
 logger = logging.getLogger(__name__)
 
 MAX_ROWS = 8
+MAX_AVERAGED = 256  # they are in memory together
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -81,10 +82,8 @@ def draw(args: argparse.Namespace, found: Sequence[Path]) -> drawing.Figure:
     """The figure that the command line asks for."""
     source = model_source.load(args)
     source.model.requires_grad_(False)
-    images = pictures.read_pictures(source, found, getattr(args, "crop", True))
-    if args.kind != "receptive-field" and len(images) > MAX_ROWS:
-        logger.warning("the first %d of %d images are shown", MAX_ROWS, len(images))
-        images = images[:MAX_ROWS]
+    most = MAX_AVERAGED if args.kind == "receptive-field" else MAX_ROWS
+    images = pictures.read_pictures(source, found, getattr(args, "crop", True), most)
     if args.kind == "points":
         return sampling.draw(
             source, images, level=args.level, block=args.block, pixel=args.pixel,

@@ -49,13 +49,14 @@ def denormalise(tensor: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
     return image.round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
-def read_pictures(source: Source, paths: Sequence[Path], crop: bool) -> list[Picture]:
+def read_pictures(source: Source, paths: Sequence[Path], crop: bool, most: int) -> list[Picture]:
     """Reads images; those that cannot be read are named and skipped.
 
     Args:
         source: the model, whose configuration gives size and normalisation.
         paths: image files.
         crop: cut the centre square; else only the short side is made the configuration's size.
+        most: how many are read; a warning says so if there are more.
 
     Raises:
         ValueError: none of the files could be read.
@@ -63,6 +64,9 @@ def read_pictures(source: Source, paths: Sequence[Path], crop: bool) -> list[Pic
     transform = feature_transform(source.config, crop)
     found = []
     for path in paths:
+        if len(found) == most:
+            logger.warning("the first %d of %d images are used", most, len(paths))
+            break
         try:
             tensor = transform(decode_image(path))[None].to(source.device)
         except DECODE_ERRORS as error:
