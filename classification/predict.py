@@ -38,6 +38,7 @@ from fetch import fetch, released
 from models import build_model, list_models, weights
 from models.released import UnknownModelError, released_model
 from models.safe_load import CheckpointError, load_file
+from write_file import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -329,8 +330,8 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         lines = None
         if args.json:
-            Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-            lines = stack.enter_context(Path(args.json).open("w", encoding="utf-8"))
+            temporary = stack.enter_context(replacing(args.json))
+            lines = stack.enter_context(temporary.open("w", encoding="utf-8"))
         for prediction in predict(classifier, paths, args.topk, args.batch_size, bad):
             _report(classifier, prediction)
             predictions.append(prediction)
@@ -349,15 +350,14 @@ def run(args: argparse.Namespace) -> int:
         logger.error("none of the %d files could be read", len(paths))
         return 1
     if args.out:
-        out = Path(args.out)
-        out.parent.mkdir(parents=True, exist_ok=True)
         origin = f"{classifier.config.MODEL.NAME} · {checkpoint_name}"
         caption = [origin, summary]
         sheet = contact_sheet.draw_sheet(
             _cards(classifier, predictions), "InternImage predictions", caption
         )
-        sheet.save(out)
-        print(f"contact sheet: {out}")
+        with replacing(args.out) as temporary:
+            sheet.save(temporary)
+        print(f"contact sheet: {args.out}")
     return 1 if problems else 0
 
 

@@ -28,6 +28,8 @@ import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
+from write_file import replacing
+
 from .decode import DECODE_ERRORS, decode_image
 from .errors import CorruptDataError, DataError
 from .samples import Classes, Samples
@@ -152,9 +154,8 @@ def write_shard(job: Job) -> int:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------- processes
@@ -274,8 +275,13 @@ def write_split(
             )
         return False, [tuple(problem) for problem in entry["left_out"]]
     work = out / ".unfinished" / split
-    work.mkdir(parents=True, exist_ok=True)
-    (out / split).mkdir(exist_ok=True)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        (out / split).mkdir(exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{out} cannot be written ({error.strerror}): name another folder"
+        ) from error
     note = work / "made_from"
     if note.is_file() and note.read_text() != made_from:
         raise DataError(

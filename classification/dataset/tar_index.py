@@ -9,7 +9,6 @@ walking over the headers of a shard once. The names are grouped by the package w
 from __future__ import annotations
 
 import json
-import os
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,8 @@ from typing import Any
 
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from write_file import replacing
 
 from .errors import DataError
 from .samples import PackedStrings
@@ -107,16 +108,11 @@ class TarIndex:
         """Write an .npz file, whole or not at all."""
         shards = json.dumps([asdict(shard) for shard in self.shards]).encode()
         buffer, ends = self.names.arrays
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                np.savez(
-                    file, shards=np.frombuffer(shards, np.uint8), offsets=self.offsets,
-                    sizes=self.sizes, labels=self.labels, names=buffer, name_ends=ends,
-                )  # fmt: skip
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(
+                file, shards=np.frombuffer(shards, np.uint8), offsets=self.offsets,
+                sizes=self.sizes, labels=self.labels, names=buffer, name_ends=ends,
+            )  # fmt: skip
 
 
 def load_index(path: Path) -> TarIndex:

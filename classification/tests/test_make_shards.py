@@ -168,6 +168,13 @@ def test_unreadable_images_are_left_out_named_and_limited(folder, flags, tmp_pat
     assert "none of the 4 images of train/shard-000000.tar can be read" in caplog.text
 
 
+def test_a_place_that_cannot_be_written(folder, flags, tmp_path, caplog):
+    place = tmp_path / "file"
+    place.touch()
+    assert run(*flags[:2], "--out", place, *flags[4:]) == 1
+    assert f"{place} cannot be written (Not a directory): name another folder" in caplog.text
+
+
 def test_verification_finds_what_is_wrong(flags, tmp_path, caplog):
     assert run(*flags) == 0
     out = tmp_path / "out"

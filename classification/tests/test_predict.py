@@ -134,6 +134,25 @@ def test_moving_average(checkpoint, colours, tmp_path, capsys, caplog):
     assert "has no moving average" in caplog.text
 
 
+def test_files_that_are_there_are_replaced_by_whole_ones(
+    checkpoint, colours, tmp_path, monkeypatch, caplog
+):
+    image, rows, sheet = colours / "val/red/000.png", tmp_path / "rows.json", tmp_path / "x.png"
+    rows.write_text("before")
+    sheet.mkdir()
+    assert run(checkpoint, image, "--json", rows, "--out", sheet) == 1
+    assert f"{sheet} cannot be written (it is a folder)" in caplog.text
+    assert rows.read_text().startswith("{")
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    rows.write_text("before")
+    monkeypatch.setattr(predict, "_json_record", full)
+    assert run(checkpoint, image, "--json", rows) == 1
+    assert rows.read_text() == "before" and len(list(tmp_path.iterdir())) == 2
+
+
 def test_command_line(checkpoint, tmp_path, caplog):
     done = run_program("predict.py", "--resume", checkpoint, "--topp", "3", "x.png", cwd=tmp_path)
     assert done.returncode == 2 and "did you mean --topk?" in done.stderr
