@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,9 @@ def create_model(
         features_only: build the trunk alone: called with images, it returns a list of (N, C_i, H_i,
             W_i) maps, one for each level of `out_indices` (default: all four).
         **kwargs: override arguments of the model's class, such as `drop_path_rate=0.2`,
-            `with_cp=True` or `backend='cpp'`; with `features_only` also `out_indices` and
-            `frozen_stages`.
+            `with_cp=True` or `backend='cpp'`; with `features_only` also `frozen_stages` and
+            `out_indices`, as in timm: levels, the negative ones from the end, or an int for the
+            last so many.
 
     Returns:
         A model in training mode: :class:`InternImageClassifier` or the class of the name's family
@@ -68,6 +70,8 @@ def create_model(
     if features_only:
         for key in _HEAD_ARGUMENTS:
             arguments.pop(key)
+        if arguments.get("out_indices") is not None:
+            arguments["out_indices"] = _levels(arguments["out_indices"], len(arguments["depths"]))
         model_class = FlashInternImage if row.model == "flash_intern_image" else InternImage
     else:
         model_class = MODEL_TYPES[row.model]
@@ -75,6 +79,13 @@ def create_model(
     if path is not None:
         load_pretrained(model, path, in_chans)
     return model
+
+
+def _levels(out_indices: int | Sequence[int], count: int) -> Sequence[int]:
+    """The levels that timm's way of writing them means; the model checks that they exist."""
+    if isinstance(out_indices, int):
+        return range(count - out_indices, count)
+    return [level + count if level < 0 else level for level in out_indices]
 
 
 def load_pretrained(model: nn.Module, path: str | Path, in_chans: int = 3) -> None:

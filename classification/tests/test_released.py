@@ -147,6 +147,18 @@ def test_classes():
         assert type(inat) is InternImageMetaFormer and inat.num_classes == 8142
 
 
+@pytest.mark.parametrize("wanted, levels", [((-1, 0), (3, 0)), (2, (2, 3)), ([1], (1,))])
+def test_levels_as_in_timm(wanted, levels):
+    name = "internimage_t_1k_224"
+    with torch.device("meta"):
+        assert (
+            tuple(create_model(name, features_only=True, out_indices=wanted).out_indices) == levels
+        )
+        for wrong in (5, (4,), (-5,), (), (1, -3)):
+            with pytest.raises(ValueError, match="out_indices must be distinct levels"):
+                create_model(name, features_only=True, out_indices=wrong)
+
+
 def test_levels_need_features_only():
     with pytest.raises(ValueError, match=r"out_indices=\(1,\) .* needs features_only=True"):
         create_model("internimage_t_1k_224", out_indices=(1,))
