@@ -158,6 +158,9 @@ def _verify(row: ReleasedModel, path: Path, pin: Pin | None, etag: str | None = 
     if pin is not None and pin.knows(path):
         return
     logger.info("checking %s", path)
+    size = path.stat().st_size
+    if row.bytes not in (None, size):
+        raise CheckpointError(f"{path} has {size} bytes, but that of {row.name} has {row.bytes}")
     sha256 = sha256_of(path)
     _compare(row, pin, sha256, str(path))
     if etag not in (None, sha256):
@@ -211,8 +214,10 @@ def _unreachable(row: ReleasedModel, cache: Path, pin: Pin | None, error: Except
             f"cannot write to the cache {cache} ({error}): make room there, or set HF_HOME to "
             "another folder"
         )
-    known = row.sha256 or (pin.sha256 if pin else None)
-    known = f"sha256 {known}" if known else "its sha256 is not known"
+    sha256 = row.sha256 or (pin.sha256 if pin else None)
+    known = f"sha256 {sha256}" if sha256 else "its sha256 is not known"
+    size = row.bytes or (pin.size if pin else None)
+    known += f", {size} bytes" if size else ""
     return (
         f"could not download {row.url} ({type(error).__name__}: {reason}). Without a network, get "
         f"the file on another machine ({known}) "

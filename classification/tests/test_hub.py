@@ -137,6 +137,16 @@ def test_published_hash(server, monkeypatch, tmp_path):
     assert files_below(tmp_path) == []
 
 
+def test_published_size(server, monkeypatch, tmp_path):
+    row = released.released_model(NAME)
+    monkeypatch.setitem(
+        released._table(), NAME, released.ReleasedModel(**{**vars(row), "bytes": len(GOOD) + 1})
+    )
+    with pytest.raises(CheckpointError, match=f"{len(GOOD)} bytes, but .*has {len(GOOD) + 1}.*rem"):
+        hub.checkpoint_path(NAME)
+    assert files_below(tmp_path) == []
+
+
 def test_replaced_on_the_hub(server, tmp_path):
     first = hub.checkpoint_path(NAME)
     server.files[FILE] = checkpoint_bytes(seed=1)
@@ -267,7 +277,7 @@ def test_no_server_and_a_file_by_hand(monkeypatch, tmp_path):
         hub.checkpoint_path(NAME)
     assert target.exists()  # files of the user are not deleted
     target.unlink()
-    with pytest.raises(CheckpointError, match=f"sha256 {SHA}"):
+    with pytest.raises(CheckpointError, match=f"sha256 {SHA}, {len(GOOD)} bytes"):
         hub.checkpoint_path(NAME)
 
 
