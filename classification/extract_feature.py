@@ -99,7 +99,7 @@ def features(source: Source, image: Tensor, keys: Sequence[str]) -> dict[str, Te
         ValueError: a layer that does not exist, or an image that the model cannot take.
     """
     with capture(source.model, keys) as outputs:
-        source.model(*source.inputs(image[None].to(source.device)))
+        source(image[None].to(source.device))
     order = [name for name in layer_names(source.model) if name in set(keys)]
     return {name: value.cpu().contiguous() for name, value in flatten(outputs, order).items()}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ from models import build_model
 from models.intern_image_meta_former import SPATIAL_DIM, TEMPORAL_DIM
 
 logger = logging.getLogger(__name__)
+
+_NO_MEMORY = re.compile("out of memory|allocate memory")  # GPU, CPU
 
 
 @dataclass
@@ -53,6 +56,23 @@ class Source:
     def inputs(self, images: Tensor) -> list[Tensor]:
         """The arguments of `model.forward`: the images, with zeros for metadata if it takes any."""
         return [images, *metadata(self.config, images)]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The logits of images (N, 3, H, W).
+
+        Raises:
+            ValueError: the images are too large for the memory, or the model cannot take them.
+        """
+        try:
+            return self.model(*self.inputs(images))
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, RuntimeError) and not _NO_MEMORY.search(str(error)):
+                raise
+            size = "x".join(map(str, images.shape[2:]))
+            raise ValueError(
+                f"An image of {size} pixels does not fit into the memory: type a smaller --opts "
+                "DATA.IMG_SIZE."
+            ) from error
 
     def name(self, index: int) -> str:
         """Readable name of a class, ``class 7`` when names are not known."""

@@ -56,6 +56,20 @@ def test_levels_of_several_images(run, pictures, tmp_path, capsys):
                 np.testing.assert_array_equal(arrays[f"{image}:{name}"], value.numpy())
 
 
+def test_memory_that_does_not_suffice(run, pictures, monkeypatch, caplog):
+    """In PyTorch's own words on the CPU; other errors of PyTorch are not hidden."""
+
+    def forward(self, images):
+        return torch.empty(1 << 60)
+
+    monkeypatch.setattr(InternImageClassifier, "forward", forward)
+    assert run("--img", pictures / "wide.jpg") == 1
+    assert "wide.jpg: An image of 32x64 pixels does not fit into the memory" in caplog.text
+    monkeypatch.setattr(InternImageClassifier, "forward", lambda self, images: images @ images)
+    with pytest.raises(RuntimeError, match="size"):
+        run("--img", pictures / "wide.jpg")
+
+
 def test_values_are_those_of_the_evaluation_mode(trained, pictures, tmp_path):
     """Against the model run by hand: BatchNorm statistics, no dropped paths, no gradients."""
     checkpoint = trained / "ckpt_epoch_best.pth"

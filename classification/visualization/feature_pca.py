@@ -36,7 +36,7 @@ def level_features(source: Source, picture: Picture) -> list[Tensor]:
     """Outputs of all levels for one image, each (H_l, W_l, C_l)."""
     names = level_names(source.model)
     with capture(source.model, names) as outputs:
-        source.model(*source.inputs(picture.tensor))
+        source(picture.tensor)
     return [outputs[name][0][0].float().cpu() for name in names]
 
 

@@ -80,7 +80,7 @@ def class_map(source: Source, picture: Picture, level: int, label: int | None) -
     name = f"levels.{level}"
     images = picture.tensor.clone().requires_grad_()
     with torch.enable_grad(), capture(source.model, [name]) as outputs:
-        logits = source.model(*source.inputs(images))
+        logits = source(images)
         feature = outputs[name][0]  # (1, H_l, W_l, C_l)
         if feature.shape[1] * feature.shape[2] == 1:
             raise ValueError(

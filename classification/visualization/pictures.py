@@ -83,7 +83,7 @@ def check_level(source: Source, level: int) -> None:
     """Raises ValueError unless the model has this level."""
     count = len(source.model.levels)
     if not 0 <= level < count:
-        raise ValueError(f"--level {level}: the model has the levels 0 to {count - 1}")
+        raise ValueError(f"no level {level}: the model has the levels 0 to {count - 1}")
 
 
 def level_stride(level: int) -> int:

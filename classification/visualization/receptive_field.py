@@ -49,7 +49,7 @@ def receptive_fields(
     for picture in pictures:
         images = picture.tensor.clone().requires_grad_()
         with torch.enable_grad(), capture(source.model, names) as outputs:
-            source.model(*source.inputs(images))
+            source(images)
             for total, name in zip(totals, names, strict=True):
                 feature = outputs[name][0]  # (1, H_l, W_l, C_l)
                 centre = feature[0, feature.shape[1] // 2, feature.shape[2] // 2]

@@ -106,7 +106,7 @@ def layer_points(source: Source, images: Tensor) -> list[LayerPoints]:
     ]
     handles = [layer.register_forward_pre_hook(note) for _, _, layer in layers]
     try:
-        source.model(*source.inputs(images))
+        source(images)
     finally:
         for handle in handles:
             handle.remove()
