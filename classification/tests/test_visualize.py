@@ -248,6 +248,11 @@ def test_flash_intern_image(nano_config):
     text = figure.get_supxlabel()
     assert "output pixel (1, 2), all 4 groups" in text.replace("\n", " ")
     assert "through 2 layers" in text.replace("\n", " ")
+    for name, parameter in flash.model.named_parameters():
+        if ".offset_mask." in name:
+            torch.nn.init.zeros_(parameter)
+    right = sampling.draw(flash, [picture], **options).axes[1]
+    assert right.get_title() == "through 2 layers: all weights are 0" and not right.collections
 
 
 def test_bad_requests(trained, colours, tmp_path, caplog):

@@ -361,17 +361,10 @@ def _draw_accumulated(
     order = order[np.cumsum(share[order]) >= (1 - SHOWN_SHARE) * share.sum()]
     x, y, share = (part[order] for part in (x, y, share))
     stride = level_stride(layers[0].level)
-    drawing.show_image(axes, picture.pixels, f"through {len(layers)} layer{'s'[: len(layers) > 1]}")
-    low, high = (share.min(), share.max()) if len(share) else (0.1, 1.0)
-    shown = axes.scatter(
-        x * stride,
-        y * stride,
-        c=share,
-        s=8,
-        cmap="plasma",
-        norm=LogNorm(min(low, high * 0.9), high),
-        linewidths=0,
-    )
+    title = f"through {len(layers)} layer{'s'[: len(layers) > 1]}"
+    if not len(share):
+        title += ": all weights are 0"
+    drawing.show_image(axes, picture.pixels, title)
     level_of_pixel = level_stride(layers[-1].level)
     _mark_pixel(axes, pixel[1] * level_of_pixel, pixel[0] * level_of_pixel)
     left, right, bottom, top = frame
@@ -382,4 +375,14 @@ def _draw_accumulated(
     axes.set_xlim(min(-0.5, left), max(width - 0.5, right))
     axes.set_ylim(max(height - 0.5, bottom), min(-0.5, top))
     axes.set_facecolor("#e9ecef")
-    drawing.colour_bar(figure, shown, axes, "share of the output pixel (log scale)")
+    if len(share):
+        shown = axes.scatter(
+            x * stride,
+            y * stride,
+            c=share,
+            s=8,
+            cmap="plasma",
+            norm=LogNorm(min(share.min(), share.max() * 0.9), share.max()),
+            linewidths=0,
+        )
+        drawing.colour_bar(figure, shown, axes, "share of the output pixel (log scale)")
