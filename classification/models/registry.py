@@ -15,8 +15,8 @@ from .build import MODEL_TYPES
 from .flash_intern_image import FlashInternImage
 from .intern_image import InternImage
 from .released import list_models, model_arguments, released_model
-from .safe_load import load_file
-from .weights import State, extract_state, load_weights
+from .safe_load import CheckpointError, load_file
+from .weights import HEAD_NAMES, State, extract_state, load_weights
 
 __all__ = ["create_model", "list_models"]
 
@@ -89,9 +89,26 @@ def _levels(out_indices: int | Sequence[int], count: int) -> Sequence[int]:
 
 
 def load_pretrained(model: nn.Module, path: str | Path, in_chans: int = 3) -> None:
-    """Loads a checkpoint of 3-channel images into a model of `in_chans` channels."""
+    """Loads a checkpoint into a model, all of it but a head for another number of classes.
+
+    Args:
+        in_chans: channels of the model's images; the first convolution is adapted to them.
+
+    Raises:
+        CheckpointError: weights other than the head's would stay random.
+    """
     state = extract_state(load_file(path), str(path))
-    load_weights(model, {"model": adapt_channels(state, in_chans)}, source=str(path))
+    report = load_weights(model, {"model": adapt_channels(state, in_chans)}, source=str(path))
+    lost = [
+        name for name in report.missing + report.resized if name.split(".")[0] not in HEAD_NAMES
+    ]
+    if lost:
+        raise CheckpointError(
+            f"{len(lost)} weights of the model are not in {path} or have another shape there "
+            f"({', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}): the arguments differ from "
+            "those that the checkpoint was trained with. Leave these arguments out, or build the "
+            "model with pretrained=False and load what fits with models.weights.load_weights"
+        )
 
 
 def adapt_channels(state: State, in_chans: int) -> State:

@@ -230,6 +230,17 @@ def test_pretrained_features(tiny, make):
     assert [tuple(m.shape) for m in maps] == [(1, 32, 8, 8), (1, 128, 2, 2)]
 
 
+@pytest.mark.parametrize("make", [create_model, timm.create_model])
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [({"layer_scale": 1.0}, "gamma1"), ({"depths": [1, 1, 1, 3]}, "levels.3.blocks")],
+)
+def test_pretrained_leaves_nothing_random(tiny, make, arguments, named):
+    name, _ = tiny
+    with pytest.raises(CheckpointError, match=named):
+        make(name, pretrained=True, **arguments)
+
+
 def test_classes_of_a_22k_head(tiny, monkeypatch):
     """1000 classes of a 21841-class checkpoint are picked, not trained anew."""
     name, state = tiny
