@@ -10,6 +10,8 @@ edited by hand. The table of generated files is GENERATED in `recipes.py`.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -80,10 +82,39 @@ def unlisted(root: Path, copies: dict[str, list[str]], files: list[str]) -> list
 
 
 def edited_by_hand(root: Path, target: str) -> bool:
-    """Whether a copy has changes that are not committed, which writing would destroy."""
+    """Whether a copy has changes that are neither committed nor this program's own."""
     command = ["git", "status", "--porcelain", "--", target]
     result = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    return result.returncode == 0 and result.stdout[:2] in (" M", "MM", "AM")
+    if result.returncode != 0 or result.stdout[:2] not in (" M", "MM", "AM"):
+        return False
+    return written_before(root).get(target) != _digest((root / target).read_bytes())
+
+
+def _record(root: Path) -> Path | None:
+    """Where this program notes what it wrote: in git's own folder, so it is never committed."""
+    command = ["git", "rev-parse", "--git-path", "sync-written.json"]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    return root / result.stdout.strip() if result.returncode == 0 else None
+
+
+def written_before(root: Path) -> dict[str, str]:
+    """{file: SHA-256 of what this program last wrote there}."""
+    record = _record(root)
+    if record is None or not record.is_file():
+        return {}
+    return json.loads(record.read_text(encoding="utf-8"))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def note(root: Path, written: dict[str, bytes]) -> None:
+    """Remembers what was written, so that the next run may replace it before it is committed."""
+    record = _record(root)
+    if record is not None:
+        digests = {target: _digest(content) for target, content in written.items()}
+        write(record, json.dumps(written_before(root) | digests, indent=2).encode())
 
 
 def write(path: Path, content: bytes) -> None:
@@ -114,6 +145,7 @@ def run(
         for target, text in outdated(root, generated).items()
     ]
     refused = 0
+    written = {}
     for target, source, content in tasks:
         if check:
             relation = "is not what follows from" if target in generated else "differs from"
@@ -126,7 +158,10 @@ def run(
             )
         else:
             write(root / target, content)
+            written[target] = content
             print(f"wrote {target} from {source}")
+    if written:
+        note(root, written)
     if check and not tasks and not strays:
         count = sum(map(len, copies.values()))
         print(

@@ -60,6 +60,21 @@ def test_a_fix_in_the_wrong_place_is_not_lost(tree, capsys):
     assert (tree / "b/model.py").read_text() == "x = 1\n"
 
 
+def test_its_own_output_may_be_replaced_before_it_is_committed(tree, capsys):
+    """Edit, sync, edit, sync; but an edit of the copy in between is kept."""
+    for text in ("x = 4\n", "x = 5\n"):
+        (tree / "a/model.py").write_text(text)
+        assert sync.run(tree, COPIES, check=False, force=False) == 0
+        assert (tree / "b/model.py").read_text() == text
+    (tree / "b/model.py").write_text("x = 5  # a fix\n")
+    assert sync.run(tree, COPIES, check=False, force=False) == 1
+    assert "b/model.py has uncommitted changes" in capsys.readouterr().out
+    status = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=tree, capture_output=True, text=True, check=True
+    )
+    assert "sync-written" not in status.stdout
+
+
 def test_an_unlisted_copy_is_found(tree, capsys):
     (tree / "e").mkdir()
     (tree / "e/model.py").write_text("x = 1\n")
