@@ -114,8 +114,20 @@ CHECKPOINTING = (
     ),
     ("if self.with_cp and torch", "if self.gradient_checkpointing and torch"),
     (
-        "x = checkpoint(block, x, use_reentrant=False)",
-        "x = self._gradient_checkpointing_func(block.__call__, x)",
+        "                x = checkpoint(block, x, use_reentrant=False)",
+        "                if not x.requires_grad and _is_trained(block):\n"
+        "                    # Reentrant checkpointing, the default of transformers 4, gives the\n"
+        "                    # block no gradients where its input needs none (frozen stages).\n"
+        "                    x = x.detach().requires_grad_()\n"
+        "                x = self._gradient_checkpointing_func(block.__call__, x)",
+    ),
+    (
+        "class Level(nn.Module):\n",
+        "def _is_trained(module: nn.Module) -> bool:\n"
+        "    return any(parameter.requires_grad for parameter in module.parameters())\n"
+        "\n"
+        "\n"
+        "class Level(nn.Module):\n",
     ),
 )
 

@@ -103,6 +103,13 @@ def _known_only(tree: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _check_head(state: dict[str, Any], source: Path) -> None:
+    if "head.weight" not in state:
+        raise CheckpointError(
+            f"{source} has no classification head (head.weight); only classifiers are converted"
+        )
+
+
 def _class_names(config: Any, checkpoint: dict[str, Any], classes: int) -> list[str] | None:
     names = checkpoint.get("class_names")
     if isinstance(names, list) and len(names) == classes:
@@ -141,8 +148,7 @@ def convert(args: argparse.Namespace) -> str:
             raise CheckpointError(f"{path} has no moving average: leave --ema out")
         checkpoint["model"] = checkpoint["model_ema"]
     state = extract_state(checkpoint, str(path))
-    if "head.weight" not in state:
-        raise CheckpointError(f"{path} has no classification head (head.weight)")
+    _check_head(state, path)
     classes = state["head.weight"].shape[0]
     if row is not None and classes != row.num_classes:
         raise CheckpointError(
@@ -181,6 +187,7 @@ def to_pth(source: Path, target: Path) -> str:
         raise FileExistsError(f"{target} exists: choose another name, or remove it first")
     hf_config, state, processor = folder.read(source)
     state = folder.from_huggingface(state)
+    _check_head(state, source)
     folder.build(hf_config, state, str(source))
     config = _config_tree(hf_config, image_size_of(processor), target.stem)
     names = folder.class_names(hf_config)

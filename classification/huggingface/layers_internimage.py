@@ -14,14 +14,11 @@ from torch import Tensor, nn
 try:
     from ops_dcnv3.functions import apply_conv, apply_head_conv, apply_linear, is_untouched
     from ops_dcnv3.modules import DCNv3, DCNv4
-
-    OPERATOR = "ops_dcnv3"
 except ImportError as error:  # not installed, or another package of that name
     from .dcnv3_internimage import DCNv3
     from .dcnv4_internimage import DCNv4
     from .plain_internimage import apply_conv, apply_head_conv, apply_linear, is_untouched
 
-    OPERATOR = "plain PyTorch"
     logging.getLogger(__name__).warning(
         "InternImage runs its operator in plain PyTorch, several times slower than with the "
         "package ops_dcnv3 (%s)",
@@ -29,7 +26,6 @@ except ImportError as error:  # not installed, or another package of that name
     )
 
 __all__ = [
-    "OPERATOR",
     "DCNv3",
     "DCNv4",
     "DropPath",

@@ -106,6 +106,11 @@ class InternImagePreTrainedModel(PreTrainedModel):
         """(N, 3, H, W) -> the maps of all stages, channels last (N, H_i, W_i, C_i)."""
         if pixel_values is None:
             raise ValueError("pixel_values is missing: pass images as a tensor (N, 3, H, W).")
+        if not isinstance(pixel_values, Tensor):
+            raise TypeError(
+                f"pixel_values must be a tensor, got {type(pixel_values).__name__}: call the image "
+                'processor with return_tensors="pt".'
+            )
         channels = self.config.in_chans
         if pixel_values.dim() != 4 or pixel_values.shape[1] != channels:
             raise ValueError(
@@ -250,7 +255,7 @@ class InternImageForImageClassification(InternImagePreTrainedModel):
         return output if _wants_dict(self.config, return_dict) else output.to_tuple()
 
     def _maps(self, pixel_values: Tensor | None) -> list[Tensor]:
-        if self.config.use_clip_projector and pixel_values is not None:
+        if self.config.use_clip_projector and isinstance(pixel_values, Tensor):
             self.model._check_clip_image(pixel_values)
         return super()._maps(pixel_values)
 

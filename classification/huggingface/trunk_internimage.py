@@ -251,6 +251,10 @@ def apply_mlp(mlp: nn.Module, x: Tensor) -> Tensor:
     return mlp(x)
 
 
+def _is_trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
 class Level(nn.Module):
     """The blocks of one level, their last norm, and the downsampling to the next level.
 
@@ -285,6 +289,10 @@ class Level(nn.Module):
         """(N, H, W, C) -> (N, H, W, C): everything but the downsampling."""
         for index, block in enumerate(self.blocks):
             if self.gradient_checkpointing and torch.is_grad_enabled():
+                if not x.requires_grad and _is_trained(block):
+                    # Reentrant checkpointing, the default of transformers 4, gives the
+                    # block no gradients where its input needs none (frozen stages).
+                    x = x.detach().requires_grad_()
                 x = self._gradient_checkpointing_func(block.__call__, x)
             else:
                 x = block(x)

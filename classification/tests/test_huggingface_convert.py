@@ -296,6 +296,15 @@ def test_a_half_written_folder_never_has_the_final_name(checkpoint, tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_rest_of_a_killed_program_with_the_same_number(checkpoint, tmp_path):
+    rest = tmp_path / f".out.{os.getpid()}.partial"
+    rest.mkdir()
+    (rest / "half.safetensors").write_text("")
+    output = tmp_path / "out"
+    assert convert.main(["--checkpoint", str(checkpoint), "--output", str(output)]) == 0
+    assert list(tmp_path.iterdir()) == [output] and not (output / "half.safetensors").exists()
+
+
 def test_folders_that_are_none(converted, tmp_path, caplog):
     target = tmp_path / "x.pth"
     assert "give a folder in the format of transformers" in message(
@@ -313,6 +322,10 @@ def test_folders_that_are_none(converted, tmp_path, caplog):
     weights = (converted / "model.safetensors").read_bytes()
     (cut / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     assert "cannot read the weights in" in message(caplog, "--to-pth", cut, target)
+    tiny_model("model").save_pretrained(tmp_path / "trunk")
+    assert "trunk has no classification head" in message(
+        caplog, "--to-pth", tmp_path / "trunk", target
+    )
     assert not target.exists()
 
 

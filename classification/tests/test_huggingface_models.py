@@ -333,8 +333,12 @@ def test_wrong_images_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             model(wrong)
+    clip = tiny_model(use_clip_projector=True)
+    for kind in (model, clip):
+        with pytest.raises(TypeError, match='must be a tensor, got list.*return_tensors="pt"'):
+            kind([pixels()])
     with pytest.raises(ValueError, match="cannot take images of 80x80 pixels"):
-        tiny_model(use_clip_projector=True)(pixels(1, 80))
+        clip(pixels(1, 80))
 
 
 # --- initial weights, training --------------------------------------------------------------------
@@ -375,7 +379,7 @@ def test_training_moves_every_weight():
     assert without == []
 
 
-def count_block_calls(model, **enable):
+def count_block_calls(model):
     """How often the blocks run in a forward and backward pass, and the gradients."""
     calls = []
     blocks = [block for level in model.model.levels for block in level.blocks]
@@ -384,7 +388,8 @@ def count_block_calls(model, **enable):
     model(pixels(), labels=torch.tensor([0, 1])).loss.backward()
     for hook in hooks:
         hook.remove()
-    return len(calls) / len(blocks), {n: p.grad.clone() for n, p in model.named_parameters()}
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return len(calls) / len(blocks), gradients
 
 
 @pytest.mark.parametrize("options", [None, {"use_reentrant": False}, {"use_reentrant": True}])
@@ -400,6 +405,19 @@ def test_gradient_checkpointing_recomputes_the_blocks(options):
         torch.testing.assert_close(gradients[key], want, rtol=1e-4, atol=1e-6)
     model.gradient_checkpointing_disable()
     assert count_block_calls(model)[0] == 1
+
+
+@pytest.mark.parametrize("options", [None, {"use_reentrant": True}])
+@pytest.mark.parametrize("frozen_stages", [0, 2])
+def test_gradient_checkpointing_above_frozen_stages(frozen_stages, options):
+    """Trains the first block that is not frozen, whose input needs no gradient, too."""
+    _, plain = count_block_calls(tiny_model(frozen_stages=frozen_stages))
+    model = tiny_model(frozen_stages=frozen_stages)
+    model.gradient_checkpointing_enable(options)
+    _, gradients = count_block_calls(model)
+    assert list(gradients) == list(plain)
+    for key, want in plain.items():
+        torch.testing.assert_close(gradients[key], want, rtol=1e-4, atol=1e-6)
 
 
 def test_gradient_checkpointing_from_the_configuration():

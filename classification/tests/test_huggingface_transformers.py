@@ -410,11 +410,12 @@ def test_the_scripts_of_the_documentation(saved, tmp_path, colours):
     Image.new("RGB", (100, 70), "red").save(tmp_path / "photo.png")
     page = root / "docs" / "huggingface.md"
     said = run_alone(RUN_BLOCKS, tmp_path, page).stdout
-    assert said.count("---") == page.read_text().count("```python") == 5
+    assert said.count("---") == page.read_text().count("```python") == 6
     for part in (
         "(1, 16, 16, 16)\n",
         "(1, 128, 2, 2)\npooled (1, 128)",
         "(1, 21, 64, 64)",
+        "[32, 128] 2\n",
         "'eval_accuracy': ",
     ):
         assert part in said
