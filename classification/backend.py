@@ -29,7 +29,7 @@ from checkpoint import (
     resume_training,
     training_state,
 )
-from config import amp_dtype, config_to_dict
+from config import amp_dtype, config_to_dict, is_typed
 from fetch import fetch
 from logger import RunLog
 from lr_scheduler import build_scheduler
@@ -46,6 +46,15 @@ def build_scaler(dtype: torch.dtype | None, device: torch.device) -> Any | None:
     if hasattr(torch, "amp") and hasattr(torch.amp, "GradScaler"):
         return torch.amp.GradScaler(device.type)
     return torch.cuda.amp.GradScaler()
+
+
+def explain_float32(config: Any) -> None:
+    """Say in the log that it is the configuration that asks for float32, and what changes it."""
+    if config.AMP_OPT_LEVEL == "O0" and not is_typed(config, "AMP_OPT_LEVEL"):
+        logger.info(
+            "float32, as the configuration has AMP_OPT_LEVEL O0; --amp-dtype bfloat16 trains a "
+            "large model in half of the memory"
+        )
 
 
 def wrap_model(model: nn.Module, config: Any, info: distributed.DistInfo, fp16: bool) -> nn.Module:

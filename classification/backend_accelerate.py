@@ -20,6 +20,7 @@ from distributed import DistInfo, Launch
 from logger import RunLog
 from lr_scheduler import build_scheduler
 from optimizer import build_optimizer
+from zero_checkpoint import ENGINE_FOLDER
 
 logger = logging.getLogger(__name__)
 
@@ -217,6 +218,10 @@ class AccelerateDeepSpeedBackend(_Accelerated, DeepSpeedBackend):
         if self.args.disable_grad_scalar and self.dtype is torch.float16:
             self.settings.setdefault("fp16", {})["loss_scale"] = 1.0
         return f"Accelerate, DeepSpeed ZeRO-{self.stage} in {self.dtype or torch.float32}"
+
+    def load_engine(self, folder: Path) -> None:
+        self.check_shards(folder / ENGINE_FOLDER)
+        super().load_engine(folder)
 
     def initialize(self, model: nn.Module) -> Any:
         return self.accelerator.prepare(model, self.optimizer)[0]

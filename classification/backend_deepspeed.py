@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import distributed
+from backend import explain_float32
 from backend_folder import FolderBackend
 from checkpoint import ResumePoint
 from config import ConfigError, amp_dtype
@@ -23,6 +24,8 @@ from optimizer import build_optimizer
 from zero_ema import ZeroEma
 
 logger = logging.getLogger(__name__)
+
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 
 def import_deepspeed() -> Any:
@@ -192,6 +195,8 @@ class DeepSpeedBackend(FolderBackend):
         resume: str,
         class_names: list[str] | None = None,
     ) -> ResumePoint:
+        if self.dtype is None:
+            explain_float32(self.config)
         self.class_names = class_names
         self.optimizer = self.build_optimizer(scaled, model)
         self.model = self.initialize(model)
@@ -208,7 +213,7 @@ class DeepSpeedBackend(FolderBackend):
     def build_optimizer(self, scaled: Any, model: nn.Module) -> torch.optim.Optimizer:
         """The run's optimizer with few parameter groups; ZeRO shards it."""
         on_cpu = "offload_optimizer" in self.settings["zero_optimization"]
-        fused = True if on_cpu and torch.__version__ >= "2.4" else None  # much faster on CPUs
+        fused = True if on_cpu and TORCH >= (2, 4) else None  # much faster on CPUs
         return build_optimizer(scaled, model, merge=True, fused=fused, share=False)
 
     def initialize(self, model: nn.Module) -> Any:
@@ -244,9 +249,23 @@ class DeepSpeedBackend(FolderBackend):
         )
 
     def load_engine(self, folder: Path) -> None:
+        self.check_shards(folder)
         self.model.load_checkpoint(
             str(folder.parent), tag=folder.name, load_lr_scheduler_states=False
         )
+
+    def check_shards(self, folder: Path) -> None:
+        """Refuse a folder that lacks files: DeepSpeed goes on without them.
+
+        Raises:
+            ValueError: an optimizer state, of which each process has one, is not there.
+        """
+        found = len(list(folder.glob("*_optim_states.pt")))
+        if found != self.info.world_size:
+            raise ValueError(
+                f"{found} files *_optim_states.pt in {folder}, {self.info.world_size} are needed: "
+                "it is incomplete, or another program wrote it"
+            )
 
     def ema_state(self, keep: bool) -> dict[str, torch.Tensor]:
         return self.ema.state_dict(keep)

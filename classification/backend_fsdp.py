@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import engine
-from backend import Backend
+from backend import Backend, explain_float32
 from checkpoint import CheckpointWriter, ResumePoint, load_to_resume, restore_progress
 from config import ConfigError, amp_dtype
 from fetch import fetch
@@ -139,6 +139,8 @@ class FsdpBackend(Backend):
         resume: str,
         class_names: list[str] | None = None,
     ) -> ResumePoint:
+        if self.dtype is None:
+            explain_float32(self.config)
         self.class_names = class_names
         self.ema = self.build_ema(model, foreach=False)  # buffers are not sharded
         checkpoint = None

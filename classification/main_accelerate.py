@@ -24,7 +24,7 @@ from backend_accelerate import (
     check_config,
 )
 from cli import ArgumentParser
-from config import add_arguments
+from config import ConfigError, add_arguments
 from training import run_program
 
 
@@ -59,8 +59,14 @@ def start(args: argparse.Namespace, config: Any) -> AccelerateBackend | Accelera
     config.defrost()
     config.OUTPUT += "_deepspeed"
     config.freeze()
-    if accelerator.distributed_type.value == "DEEPSPEED":
+    kind = accelerator.distributed_type.value
+    if kind == "DEEPSPEED":
         return AccelerateDeepSpeedBackend(config, accelerator, args)
+    if kind not in ("NO", "MULTI_GPU", "MULTI_CPU"):
+        raise ConfigError(
+            f"the launch configuration has distributed_type {kind}, which is not supported: use "
+            "one of configs/accelerate/, or main.py --fsdp"
+        )
     return AccelerateBackend(config, accelerator, args)
 
 

@@ -33,16 +33,13 @@ def is_finite(value: Any) -> bool:
     )
 
 
-class _Found(Exception):
-    """Ends the forward pass at the first non-finite module output."""
-
-
 def first_nonfinite_module(
     model: nn.Module, inputs: Sequence[torch.Tensor]
 ) -> tuple[str, nn.Module, bool] | None:
     """Run the model on ``inputs`` and find the first module whose output is not finite.
 
-    Submodules finish before their parents, so the innermost one is found.
+    Submodules finish before their parents, so the innermost one is found. The pass goes on after
+    it, as it may be one that all processes have to walk together (sharded weights).
 
     Returns:
         Name, module and whether its inputs were finite; None when all outputs are finite.
@@ -51,9 +48,8 @@ def first_nonfinite_module(
 
     def hook(name: str) -> Callable[..., None]:
         def check(module: nn.Module, args: Any, output: Any) -> None:
-            if not is_finite(output):
+            if not found and not is_finite(output):
                 found.append((name or "the model itself", module, is_finite(args)))
-                raise _Found
 
         return check
 
@@ -61,8 +57,6 @@ def first_nonfinite_module(
     try:
         with torch.no_grad():
             model(*inputs)
-    except _Found:
-        pass
     finally:
         for handle in handles:
             handle.remove()
@@ -72,10 +66,16 @@ def first_nonfinite_module(
 def diagnose(model: nn.Module, inputs: Sequence[torch.Tensor]) -> str:
     """Say in one sentence what is not finite: an input, a weight or a module's output.
 
+    Collective where weights are sharded: what is found on one process must not keep it from
+    looking at the weights and running the model with the others.
+
     Args:
         model: the unwrapped model, with the weights that gave the bad loss.
         inputs: the batch that gave it; call under the same autocast.
     """
+    found = first_nonfinite_module(model, inputs)
+    # running statistics are not used in training
+    weights = [name for name, value in model.named_parameters() if not is_finite(value)]
     for index, value in enumerate(inputs):
         if not is_finite(value):
             bad = [i for i in range(len(value)) if not is_finite(value[i])]
@@ -83,13 +83,11 @@ def diagnose(model: nn.Module, inputs: Sequence[torch.Tensor]) -> str:
                 f"the input itself is not finite: {'images' if index == 0 else f'input {index}'}, "
                 f"samples {bad[:8]} of the batch. Look at the data and its normalisation"
             )
-    for name, value in model.named_parameters():  # running statistics are not used in training
-        if not is_finite(value):
-            return (
-                f"the weight {name} is already not finite. Start from an earlier checkpoint with a "
-                "lower learning rate"
-            )
-    found = first_nonfinite_module(model, inputs)
+    if weights:
+        return (
+            f"the weight {weights[0]} is already not finite. Start from an earlier checkpoint with "
+            "a lower learning rate"
+        )
     if found is None:
         return (
             "no module gives a non-finite output when the batch is run again: it came from the "

@@ -21,6 +21,7 @@ from torch import nn
 
 import distributed
 import engine
+import evaluation
 from backend import Backend
 from checkpoint import CheckpointError
 from config import ConfigError, amp_dtype, config_to_dict, get_config, is_typed
@@ -87,9 +88,9 @@ class Run:
 
     def evaluate(
         self, model: nn.Module, step: int, epoch: int, *, ema: bool = False, lockstep: bool = False
-    ) -> engine.Evaluation:
+    ) -> evaluation.Evaluation:
         """Validate, log and record."""
-        result = engine.validate(
+        result = evaluation.validate(
             model,
             self.loaders.val,
             device=self.backend.info.device,
@@ -261,7 +262,7 @@ def run_config(config: Any, backend: Backend) -> None:
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info("model %s: %.2f M parameters", config.MODEL.TYPE, parameters / 1e6)
     logger.debug("%s", model)
-    rows = engine.rows_for_scoring(
+    rows = evaluation.rows_for_scoring(
         config.MODEL.NUM_CLASSES,
         loaders.num_classes,
         config.EVAL_22K_TO_1K,
@@ -273,7 +274,7 @@ def run_config(config: Any, backend: Backend) -> None:
         model = model.to(info.device)
         target = torch.compile(model) if config.COMPILE else model
         counts = (50, 30) if info.device.type == "cuda" else (3, 10)
-        engine.throughput(
+        evaluation.throughput(
             target, loaders.val, device=info.device, amp=amp_dtype(config, info.device),
             warmup=counts[0], timed=counts[1],
         )  # fmt: skip

@@ -15,6 +15,7 @@ import yaml
 from helpers import CLASSIFICATION, environment, read_log, run_program, torchrun
 
 import engine
+import evaluation
 import main
 import training
 from models.safe_load import load_file
@@ -303,12 +304,12 @@ def test_22k_head_is_scored_through_the_map(trained, nano_yaml):
 
     labels = torch.arange(0, 1000, 100)
     batches = [(labels.float(), labels), (labels.float(), labels + 1)]
-    found = engine.rows_for_scoring(21841, 1000, False, rows)
-    result = engine.validate(Model(), batches, device=torch.device("cpu"), head_rows=found)
+    found = evaluation.rows_for_scoring(21841, 1000, False, rows)
+    result = evaluation.validate(Model(), batches, device=torch.device("cpu"), head_rows=found)
     assert result.acc1 == 50 and result.images == 20
-    assert engine.rows_for_scoring(21841, 21841, False, rows) is None
-    assert engine.rows_for_scoring(21841, 21841, True, rows) is rows
-    assert engine.rows_for_scoring(1000, 1000, True, rows) is None
+    assert evaluation.rows_for_scoring(21841, 21841, False, rows) is None
+    assert evaluation.rows_for_scoring(21841, 21841, True, rows) is rows
+    assert evaluation.rows_for_scoring(1000, 1000, True, rows) is None
 
 
 # ------------------------------------------------------------------------------------ NaN stops
@@ -412,9 +413,12 @@ def test_two_processes(trained, nano_yaml, tmp_path):
 
 
 def test_all_ranks_stop_on_nan(nano_yaml, tmp_path):
-    """Only rank 1 sees the bad number; both stop, and rank 0's log names the module."""
+    """Only rank 1 sees the bad number; both stop, and rank 0's log names the module. With FSDP2 the
+    search for it takes all processes."""
+    tests = CLASSIFICATION / "tests"
     code = (
-        "import os, sys, main, torch, training\n"
+        f"import sys\nsys.path[:0] = [{str(CLASSIFICATION)!r}, {str(tests)!r}]\n"
+        "import os, main, series, torch, training\n"
         "build = training.build_model\n"
         "def spoiled(config):\n"
         "    model = build(config)\n"
@@ -423,16 +427,23 @@ def test_all_ranks_stop_on_nan(nano_yaml, tmp_path):
         "        model.levels[3].blocks[0].mlp.fc2.register_forward_hook(hook)\n"
         "    return model\n"
         "training.build_model = spoiled\n"
-        "sys.exit(main.main(sys.argv[1:]))\n"
+        "series.keep_group()\n"
+        "folder, *common = sys.argv[1:]\n"
+        "run = lambda name, *more: main.main([*common, '--output', folder + name, *more])\n"
+        "codes = [run('/ddp')]\n"
+        "if hasattr(torch.distributed.fsdp, 'fully_shard'):\n"
+        "    codes.append(run('/fsdp', '--fsdp'))\n"
+        "sys.exit(set(codes) != {1})\n"
     )
     script = tmp_path / "spoiled.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {str(CLASSIFICATION)!r})\n" + code)
-    flags = ["--cfg", nano_yaml, "--output", tmp_path, "--batch-size", 4]
-    done = torchrun(*flags, program=script)
-    assert done.returncode != 0
-    for rank in (0, 1):
-        text = (tmp_path / "nano" / f"log_rank{rank}.txt").read_text()
-        assert "rank 1: loss nan, the first module" in text and "levels.3.blocks.0.mlp.fc2" in text
+    script.write_text(code)
+    done = torchrun(tmp_path, "--cfg", nano_yaml, "--batch-size", 4, program=script)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    for way in sorted(path.name for path in tmp_path.glob("*dp")):
+        for rank in (0, 1):
+            text = (tmp_path / way / "nano" / f"log_rank{rank}.txt").read_text()
+            assert "rank 1: loss nan, the first module" in text
+            assert "levels.3.blocks.0.mlp.fc2" in text
 
 
 def test_an_error_on_one_rank_is_shown_and_stops_all(trained, nano_yaml, tmp_path, colours):
@@ -450,12 +461,12 @@ def test_an_error_on_one_rank_is_shown_and_stops_all(trained, nano_yaml, tmp_pat
 def test_ranks_that_measure_differently_save_together(nano_yaml, tmp_path):
     """With TEST.SEQUENTIAL each rank measures for itself; rank 0 decides what is best."""
     code = (
-        "import dataclasses, engine, os, sys, main\n"
-        "validate = engine.validate\n"
+        "import dataclasses, evaluation, os, sys, main\n"
+        "validate = evaluation.validate\n"
         "def differing(*args, **options):\n"
         "    found = validate(*args, **options)\n"
         "    return dataclasses.replace(found, acc1=50.0 * (os.environ['RANK'] == '0'))\n"
-        "engine.validate = differing\n"
+        "evaluation.validate = differing\n"
         "sys.exit(main.main(sys.argv[1:]))\n"
     )
     script = tmp_path / "differing.py"
