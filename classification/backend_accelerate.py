@@ -140,7 +140,12 @@ class _Accelerated:
         return RunLog(self.config.OUTPUT, first_step, self.info.rank, board)
 
     def write_engine(self, folder: Path, entries: dict[str, Any]) -> None:
-        self.accelerator.save_state(str(folder))
+        from safetensors import SafetensorError
+
+        try:
+            self.accelerator.save_state(str(folder))
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
 
     def load_engine(self, folder: Path) -> None:
         self.accelerator.load_state(str(folder))

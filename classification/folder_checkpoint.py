@@ -57,28 +57,27 @@ class FolderWriter:
             write: called on every process with the folder to write into, which exists.
 
         Raises:
-            CheckpointError: on all processes, when one of them could not write.
+            CheckpointError: on the process that could not write; the others lose their peer.
         """
         folder, temporary = self.output / name, self.output / f".{name}.tmp"
         if distributed.is_main_process():
             _remove(temporary)
             temporary.mkdir(parents=True)
         distributed.barrier()
-        problem = None
         try:
             write(temporary)
         except (OSError, RuntimeError) as error:
             if distributed.is_lost_peer(error):
                 raise
-            problem = f"could not write {folder}: {error}"
-        problems = [text for text in distributed.gather_objects(problem) if text]
-        if problems:
             if distributed.is_main_process():
                 _remove(temporary)
+            cause = str(error.__cause__ or error.__context__ or error).partition("\n")[0]
+            # without telling the others: they may wait inside `write`, and end with this process
             raise CheckpointError(
-                f"{problems[0]}. Earlier checkpoints in {self.output} are untouched: make room or "
-                "fix the permissions, then start the same command again"
-            )
+                f"could not write {folder}: {cause}. Earlier checkpoints in {self.output} are "
+                "untouched: make room or fix the permissions, then start the same command again"
+            ) from error
+        distributed.barrier()
         if distributed.is_main_process():
             self._replace(folder, temporary)
         distributed.barrier()

@@ -19,7 +19,7 @@ import yaml
 from helpers import CLASSIFICATION, environment, read_log, run_program, torchrun
 
 import main
-from backend_deepspeed import deepspeed_config
+from backend_deepspeed import DeepSpeedBackend, deepspeed_config
 from backend_folder import FolderBackend
 from checkpoint import CheckpointError
 from config import ConfigError, get_config
@@ -180,6 +180,8 @@ def test_zero3_is_ddp(plain, zero3):
     names = {path.name for path in zero3.iterdir()}
     assert names >= {"epoch0", "epoch1", "best", "best_ema", "latest", "config.json", "log.jsonl"}
     assert (zero3 / "latest").read_text() == "epoch1"
+    log = (zero3 / "log_rank0.txt").read_text()
+    assert log.count("float32, as the configuration has AMP_OPT_LEVEL O0; --amp-dtype") == 1
     entries = torch.load(zero3 / "best" / RUN_FILE, weights_only=True)
     assert entries["config"]["MODEL"]["NAME"] == "nano"
     assert entries["max_accuracy"] == max(r["acc1"] for r in read_log(zero3, "eval", ema=False))
@@ -266,6 +268,15 @@ def test_another_number_of_processes_or_a_file_is_refused(nano_config, tmp_path)
         backend.resume(str(tmp_path))
     with pytest.raises(CheckpointError, match="single file.*--pretrained"):
         backend.resume(str(tmp_path / RUN_FILE))
+
+
+def test_a_folder_that_lacks_a_shard_is_refused(tmp_path):
+    backend = Namespace(info=Namespace(world_size=2))
+    (tmp_path / "zero_pp_rank_0_mp_rank_00_optim_states.pt").touch()
+    with pytest.raises(ValueError, match="1 files .* 2 are needed: it is incomplete"):
+        DeepSpeedBackend.check_shards(backend, tmp_path)
+    (tmp_path / "zero_pp_rank_1_mp_rank_00_optim_states.pt").touch()
+    DeepSpeedBackend.check_shards(backend, tmp_path)
 
 
 def test_deepspeed_configuration(nano_yaml):
