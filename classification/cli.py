@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Sequence
+import logging
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from distributed import DistributedSetupError
+from models.safe_load import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+USER_ERRORS = (CheckpointError, DistributedSetupError, OSError, ValueError)
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -20,3 +29,23 @@ class ArgumentParser(argparse.ArgumentParser):
             hint = f", did you mean {near[0]}?" if near else f" (see {self.prog} -h)"
             self.error(f"unknown argument {extra[0]!r}{hint}")
         return parsed
+
+
+def run_program(
+    run: Callable[[argparse.Namespace], int],
+    args: argparse.Namespace,
+    *errors: type[Exception],
+) -> int:
+    """``run(args)`` with its log on stderr; returns the exit code.
+
+    What a user can cause ends the program with one line and exit code 1.
+
+    Args:
+        errors: such errors of this program, besides `USER_ERRORS`.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        return run(args)
+    except (*USER_ERRORS, *errors) as error:
+        logger.error("%s", error)
+        return 1

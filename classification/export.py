@@ -23,15 +23,13 @@ for folder in (str(HERE.parent), str(HERE)):
 
 import torch
 
-import distributed
 import model_source
 import onnx_export
-from cli import ArgumentParser
+from cli import ArgumentParser, run_program
 from config import ConfigError
 from config_values import nearest
 from get_flops import image_size
 from model_source import Source
-from models.safe_load import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -153,19 +151,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit code."""
-    args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    try:
-        return run(args)
-    except (
-        CheckpointError,
-        distributed.DistributedSetupError,
-        onnx_export.ExportError,
-        OSError,
-        ValueError,
-    ) as error:
-        logger.error("%s", error)
-        return 1
+    return run_program(run, parse_args(argv), onnx_export.ExportError)
 
 
 if __name__ == "__main__":

@@ -25,14 +25,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
-import distributed
 import model_source
-from cli import ArgumentParser
+from cli import ArgumentParser, run_program
 from dataset.decode import DECODE_ERRORS, decode_image
 from dataset.transforms import build_transform, interpolation_mode
 from feature_hooks import capture, check_names, flatten, layer_names, level_names
 from model_source import Source
-from models.safe_load import CheckpointError
 from predict import find_images
 from write_file import replacing
 
@@ -201,13 +199,7 @@ def _is_of(key: str, name: str) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit code."""
-    args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    try:
-        return run(args)
-    except (CheckpointError, distributed.DistributedSetupError, OSError, ValueError) as error:
-        logger.error("%s", error)
-        return 1
+    return run_program(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -31,12 +30,10 @@ from torch import Tensor, nn
 from torch.utils import flop_counter
 
 import model_source
-from cli import ArgumentParser
+from cli import ArgumentParser, run_program
 from models import build_model
 from ops_dcnv3.modules import DCNv3, DCNv4
 from write_file import replacing
-
-logger = logging.getLogger(__name__)
 
 PART = re.compile(r"patch_embed|levels\.\d+(\.downsample)?")  # modules that are a part
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -252,13 +249,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit code."""
-    args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    try:
-        return run(args)
-    except (OSError, RuntimeError, ValueError) as error:
-        logger.error("%s", error)
-        return 1
+    return run_program(run, parse_args(argv), RuntimeError)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from torch import nn
 
 import contact_sheet
 import distributed
-from cli import ArgumentParser
+from cli import ArgumentParser, run_program
 from config import ConfigError, config_from_dict, default_config, is_typed, load_config_file
 from dataset.class_names import names_for, wordnet_ids
 from dataset.decode import DECODE_ERRORS, decode_image
@@ -363,18 +363,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit code."""
-    args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    try:
-        return run(args)
-    except (
-        CheckpointError,
-        distributed.DistributedSetupError,
-        OSError,
-        ValueError,
-    ) as error:
-        logger.error("%s", error)
-        return 1
+    return run_program(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -22,10 +22,8 @@ for folder in (str(HERE.parent), str(HERE)):
     if folder not in sys.path:
         sys.path.insert(0, folder)
 
-import distributed
 import model_source
-from cli import ArgumentParser
-from models.safe_load import CheckpointError
+from cli import ArgumentParser, run_program
 from predict import find_images
 from visualization import drawing, feature_pca, grad_cam, pictures, receptive_field, sampling
 from write_file import replacing
@@ -110,19 +108,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit code."""
-    args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    try:
-        return run(args)
-    except (
-        CheckpointError,
-        distributed.DistributedSetupError,
-        drawing.DrawingError,
-        OSError,
-        ValueError,
-    ) as error:
-        logger.error("%s", error)
-        return 1
+    return run_program(run, parse_args(argv), drawing.DrawingError)
 
 
 if __name__ == "__main__":
