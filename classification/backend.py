@@ -30,9 +30,9 @@ from checkpoint import (
     training_state,
 )
 from config import amp_dtype, config_to_dict, is_typed
-from fetch import fetch
 from logger import RunLog
 from lr_scheduler import build_scheduler
+from models.fetch import fetch
 from models.safe_load import load_file
 from optimizer import build_optimizer
 

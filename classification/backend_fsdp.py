@@ -17,8 +17,8 @@ import engine
 from backend import Backend, explain_float32
 from checkpoint import CheckpointWriter, ResumePoint, load_to_resume, restore_progress
 from config import ConfigError, amp_dtype
-from fetch import fetch
 from lr_scheduler import build_scheduler
+from models.fetch import fetch
 from models.safe_load import load_file
 from optimizer import build_optimizer
 

@@ -1,34 +1,15 @@
-"""Command-line parsing shared by the programs of this folder."""
+"""The command line of this folder's programs: `models.cli`, which also reports failed set-ups."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
-import logging
-import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 from distributed import DistributedSetupError
-from models.safe_load import CheckpointError
+from models import cli
+from models.cli import ArgumentParser
 
-logger = logging.getLogger(__name__)
-
-USER_ERRORS = (CheckpointError, DistributedSetupError, OSError, ValueError)
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """An argument parser that names the nearest option for an unknown one."""
-
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        parsed, extra = self.parse_known_args(args, namespace)
-        if extra:
-            known = [option for action in self._actions for option in action.option_strings]
-            name = extra[0].split("=")[0]
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f", did you mean {near[0]}?" if near else f" (see {self.prog} -h)"
-            self.error(f"unknown argument {extra[0]!r}{hint}")
-        return parsed
+__all__ = ["ArgumentParser", "run_program"]
 
 
 def run_program(
@@ -36,16 +17,5 @@ def run_program(
     args: argparse.Namespace,
     *errors: type[Exception],
 ) -> int:
-    """``run(args)`` with its log on stderr; returns the exit code.
-
-    What a user can cause ends the program with one line and exit code 1.
-
-    Args:
-        errors: such errors of this program, besides `USER_ERRORS`.
-    """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    try:
-        return run(args)
-    except (*USER_ERRORS, *errors) as error:
-        logger.error("%s", error)
-        return 1
+    """As :func:`models.cli.run_program`; a failed distributed set-up is such an error too."""
+    return cli.run_program(run, args, DistributedSetupError, *errors)

@@ -31,8 +31,8 @@ from dataset.decode import DECODE_ERRORS, decode_image
 from dataset.transforms import build_transform, interpolation_mode
 from feature_hooks import capture, check_names, flatten, layer_names, level_names
 from model_source import Source
+from models.write_file import replacing
 from predict import find_images
-from write_file import replacing
 
 logger = logging.getLogger(__name__)
 

@@ -32,8 +32,8 @@ from torch.utils import flop_counter
 import model_source
 from cli import ArgumentParser, run_program
 from models import build_model
+from models.write_file import replacing
 from ops_dcnv3.modules import DCNv3, DCNv4
-from write_file import replacing
 
 PART = re.compile(r"patch_embed|levels\.\d+(\.downsample)?")  # modules that are a part
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.write_file import replacing
 from ops_dcnv3.modules import DCNv3, DCNv4
-from write_file import replacing
 
 logger = logging.getLogger(__name__)
 

@@ -34,11 +34,11 @@ from config import ConfigError, config_from_dict, default_config, is_typed, load
 from dataset.class_names import names_for, wordnet_ids
 from dataset.decode import DECODE_ERRORS, decode_image
 from dataset.transforms import build_transform
-from fetch import fetch, released
 from models import build_model, list_models, weights
+from models.fetch import fetch, released
 from models.released import UnknownModelError, released_model
 from models.safe_load import CheckpointError, load_file
-from write_file import replacing
+from models.write_file import replacing
 
 logger = logging.getLogger(__name__)
 

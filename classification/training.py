@@ -26,9 +26,9 @@ from backend import Backend
 from checkpoint import CheckpointError
 from config import ConfigError, amp_dtype, config_to_dict, get_config, is_typed
 from dataset import DataError, build_loader
-from fetch import fetch
 from logger import RunLog, close_logging, setup_logging
 from models import build_model, weights
+from models.fetch import fetch
 from models.safe_load import load_file
 from nonfinite import NonFiniteError
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from checkpoint import write_file
-from fetch import fetch
 from folder_checkpoint import RUN_FILE, resolve_folder
+from models.fetch import fetch
 from models.safe_load import CheckpointError, load_file
 
 logger = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
-from write_file import replacing
+from models.write_file import replacing
 
 from .decode import DECODE_ERRORS, decode_image
 from .errors import CorruptDataError, DataError

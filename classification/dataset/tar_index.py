@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from write_file import replacing
+from models.write_file import replacing
 
 from .errors import DataError
 from .samples import PackedStrings

@@ -33,9 +33,9 @@ from config import (
     load_config_file,
 )
 from dataset.class_names import names_for
-from fetch import fetch
 from models import hub
 from models.build import model_arguments
+from models.fetch import fetch
 from models.released import ReleasedModel, released_model
 from models.safe_load import CheckpointError, load_file
 from models.weights import extract_state
@@ -181,7 +181,7 @@ def to_pth(source: Path, target: Path) -> str:
     """
     from huggingface import folder
     from huggingface.image_processing import image_size_of
-    from write_file import replacing
+    from models.write_file import replacing
 
     if target.exists():
         raise FileExistsError(f"{target} exists: choose another name, or remove it first")

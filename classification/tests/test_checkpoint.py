@@ -17,8 +17,8 @@ from timm.utils import ModelEmaV3
 from yacs.config import CfgNode
 
 import checkpoint as ckpt
-from fetch import fetch
 from models import build_model, safe_load, weights
+from models.fetch import fetch
 from models.safe_load import CheckpointError, load_file
 from optimizer import build_optimizer
 

@@ -12,7 +12,6 @@ import torch
 from helpers import CLASSIFICATION
 from hub_server import Hub, tiny_row, use
 
-import fetch
 import get_flops
 import main
 import predict
@@ -23,6 +22,7 @@ from models import (
     InternImage,
     InternImageClassifier,
     create_model,
+    fetch,
     list_models,
     released,
     timm_models,
@@ -370,10 +370,14 @@ def test_main_by_name(nano, nano_yaml, tmp_path, caplog):
 def test_fetch_on_the_other_ranks(monkeypatch):
     calls = []
     monkeypatch.setattr("models.hub.checkpoint_path", lambda name: calls.append(name) or Path(name))
-    monkeypatch.setattr("distributed.is_main_process", lambda: False)
-    monkeypatch.setattr("distributed.broadcast_object", lambda value: None)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
+    monkeypatch.setattr("torch.distributed.broadcast_object_list", lambda values, src: None)
     assert fetch.fetch("internimage_t_1k_224") == Path("internimage_t_1k_224") and len(calls) == 1
-    monkeypatch.setattr("distributed.broadcast_object", lambda value: "rank 0 could not")
+    monkeypatch.setattr(
+        "torch.distributed.broadcast_object_list",
+        lambda values, src: values.__setitem__(0, "rank 0 could not"),
+    )
     with pytest.raises(CheckpointError, match="rank 0 could not"):
         fetch.fetch("internimage_t_1k_224")
     assert len(calls) == 1

@@ -24,9 +24,9 @@ for folder in (str(HERE.parent), str(HERE)):
 
 import model_source
 from cli import ArgumentParser, run_program
+from models.write_file import replacing
 from predict import find_images
 from visualization import drawing, feature_pca, grad_cam, pictures, receptive_field, sampling
-from write_file import replacing
 
 logger = logging.getLogger(__name__)
 

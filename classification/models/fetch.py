@@ -11,11 +11,11 @@ from urllib.error import URLError
 from urllib.parse import urlparse
 
 import torch
+from torch import distributed
 
-import distributed
-from models import hub
-from models.released import ReleasedModel, find_by_file, is_released, list_models, released_model
-from models.safe_load import CheckpointError
+from . import hub
+from .released import ReleasedModel, find_by_file, is_released, list_models, released_model
+from .safe_load import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def fetch(path: str) -> Path:
     """Local path of a checkpoint given by path, released model's name or URL.
 
     A released model (``internimage_t_1k_224``, or its address) comes from the hub's cache, see
-    :func:`models.hub.checkpoint_path`. Any other URL is downloaded once to ``<torch hub
+    :func:`hub.checkpoint_path`. Any other URL is downloaded once to ``<torch hub
     folder>/checkpoints``; when its file name carries the start of its sha256 (``name-<hash>.pth``,
     the torch convention) the content is checked. With several processes only rank 0 of each run
     downloads; call it on all of them.
@@ -58,16 +58,18 @@ def fetch(path: str) -> Path:
 
 def _first_rank_first(get: Callable[[], Path]) -> Path:
     """``get()`` on rank 0, then on the others, which find the file or fetch it to their machine."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return get()
     found: Path | None = None
-    error = None
-    if distributed.is_main_process():
+    error = [None]
+    if distributed.get_rank() == 0:
         try:
             found = get()
         except (CheckpointError, OSError) as failure:
-            error = str(failure)
-    error = distributed.broadcast_object(error)
-    if error:
-        raise CheckpointError(error)
+            error = [str(failure)]
+    distributed.broadcast_object_list(error, src=0)
+    if error[0]:
+        raise CheckpointError(error[0])
     return found or get()
 
 
