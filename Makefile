@@ -11,10 +11,11 @@ OPERATOR_SOURCES := $(shell find ops_dcnv3 -name tests -prune -o -name build -pr
 	\( -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \
 	-o -name 'pyproject.toml' \) -print)
 
-.PHONY: help setup demo test check sync format bench clean
+.PHONY: help setup setup-openmmlab demo test check sync format bench clean
 
 help:
 	@echo "make setup    virtual environment with the tested versions, operator compiled, models"
+	@echo "make setup-openmmlab   the same, and OpenMMLab for detection (compiles mmcv: minutes)"
 	@echo "make demo     train, evaluate and predict on real images (handwritten digits)"
 	@echo "make test     all tests"
 	@echo "make check    formatting, lint, vendored copies and generated files"
@@ -24,6 +25,8 @@ help:
 	@echo "make clean    remove the virtual environment and build leftovers"
 
 setup: $(STAMPS)/operator $(STAMPS)/models
+
+setup-openmmlab: $(STAMPS)/openmmlab
 
 $(STAMPS)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
@@ -50,10 +53,19 @@ $(STAMPS)/models: $(STAMPS)/operator classification/pyproject.toml
 	$(BIN)/python -m pip install --no-build-isolation --no-deps --editable ./classification
 	@touch $@
 
+OPENMMLAB := requirements/openmmlab.txt requirements/openmmlab-nodeps.txt
+
+# -g0: debug information would double the time that compiling mmcv-full takes
+$(STAMPS)/openmmlab: $(STAMPS)/models $(OPENMMLAB)
+	$(BIN)/python -m pip install -r requirements/openmmlab.txt -c requirements/constraints.txt
+	CFLAGS="-g0 $$CFLAGS" $(BIN)/python -m pip install --no-build-isolation --no-deps \
+		-r requirements/openmmlab-nodeps.txt -c requirements/constraints.txt
+	@touch $@
+
 demo: setup
 	bash tools/demo.sh $(BIN)/python
 
-test: setup
+test: setup-openmmlab
 	$(BIN)/python tools/test.py
 
 check: setup

@@ -26,7 +26,9 @@ ROOT = Path(__file__).resolve().parents[1]
 COPIES: dict[str, list[str]] = {
     "LICENSE": ["ops_dcnv3/LICENSE"],
     # Task folders add their copy here when they are created.
-    "classification/models/intern_image.py": [],
+    "classification/models/intern_image.py": [
+        "detection/mmdet_custom/models/backbones/intern_image.py",
+    ],
     "classification/models/flash_intern_image.py": [],
 }
 

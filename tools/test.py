@@ -14,7 +14,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ["tools", "ops_dcnv3", "classification"]
+FOLDERS = ["tools", "ops_dcnv3", "classification", "detection"]
 
 
 def count(report: Path) -> dict[str, int]:

@@ -1,0 +1,1 @@
+"""What the OpenMMLab task folders share: compatibility, launching, checkpoints, optimizers."""
