@@ -28,6 +28,7 @@ COPIES: dict[str, list[str]] = {
     # Task folders add their copy here when they are created.
     "classification/models/intern_image.py": [
         "detection/mmdet_custom/models/backbones/intern_image.py",
+        "segmentation/mmseg_custom/models/backbones/intern_image.py",
     ],
     "classification/models/flash_intern_image.py": [],
 }

@@ -1,0 +1,3 @@
+from .registration import InternImage
+
+__all__ = ["InternImage"]
