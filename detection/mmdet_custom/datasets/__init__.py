@@ -1,1 +1,1 @@
-"""Data sets of this project and the checks that every training starts with."""
+"""Data sets of this project and the checks that every run starts with."""

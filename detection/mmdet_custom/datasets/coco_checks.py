@@ -1,0 +1,163 @@
+"""Checks of a json in COCO's format: categories against class names, ids, boxes."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from .errors import DatasetError, listed, nearest
+
+logger = logging.getLogger("mmdet.data")
+
+
+def check_coco(leaf: Any, where: str, heads: list[tuple[str, int]]) -> None:
+    """Checks a built CocoDataset (or LVIS, CrowdHuman).
+
+    Args:
+        leaf: the data set.
+        where: its place in the config, for messages: `data.train`.
+        heads: (place, value) of the model's class counts.
+
+    Raises:
+        DatasetError: class names that the json does not have or has in another order, annotations
+            that point to images or categories that do not exist, boxes that are not numbers.
+    """
+    content = leaf.coco.dataset
+    for key in ("info", "licenses"):  # pycocotools 2.0.10 needs info to load results
+        content.setdefault(key, {} if key == "info" else [])
+    _check_categories(leaf, where, heads)
+    annotations = content.get("annotations", [])
+    _check_ids(leaf, where, annotations)
+    _check_boxes(leaf, where, annotations)
+
+
+def _check_categories(leaf: Any, where: str, heads: list[tuple[str, int]]) -> None:
+    classes = list(leaf.CLASSES)
+    names = [category["name"] for category in leaf.coco.dataset.get("categories", [])]
+    if "LVIS" in type(leaf).__name__:
+        names = _lvis_names(leaf, names)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DatasetError(f"{leaf.ann_file}: category names that occur twice: {listed(twice)}")
+    unknown = [name for name in classes if name not in names]
+    if unknown:
+        counts = ", ".join(f"{place}={value}" for place, value in heads[:1])
+        model = f"; the model has {counts}" if counts else ""
+        raise DatasetError(
+            f"{where}: {len(unknown)} of its {len(classes)} classes are not categories of "
+            f"{leaf.ann_file}: {listed(unknown, 5)}{nearest(unknown[0], names)}; the json has "
+            f"{len(names)} categories ({listed(names)}){model}; set "
+            f"{where}.classes={_as_tuple(names)} (in all three splits) and "
+            f"num_classes={len(names)} in the heads"
+        )
+    in_json = [name for name in names if name in set(classes)]
+    if in_json != classes:
+        first = next(i for i, name in enumerate(classes) if in_json[i] != name)
+        raise DatasetError(
+            f"{where}: the classes are in another order than in {leaf.ann_file}, and mmdet numbers "
+            f"them as the json does: label {first} is {in_json[first]!r} there, "
+            f"{classes[first]!r} in {where}.classes; set {where}.classes={_as_tuple(in_json)}"
+        )
+    unused = [name for name in names if name not in set(classes)]
+    if unused:
+        logger.warning(
+            "%s: %d categories of %s are not among the %d classes and are left out: %s",
+            *(where, len(unused), leaf.ann_file, len(classes), listed(unused)),
+        )
+
+
+def _lvis_names(leaf: Any, names: list[str]) -> list[str]:
+    """mmdet numbers LVIS by id and spells some names differently: only the count must fit."""
+    if len(leaf.cat_ids) == len(leaf.CLASSES):
+        return list(leaf.CLASSES)
+    return names
+
+
+def _as_tuple(names: list[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:8])
+    return f"({shown}{', ...' if len(names) > 8 else ',' if len(names) == 1 else ''})"
+
+
+def _check_ids(leaf: Any, where: str, annotations: list[dict]) -> None:
+    """Annotations must belong to images and categories of the json."""
+    content = leaf.coco.dataset
+    for key, table in (("image_id", "images"), ("category_id", "categories")):
+        known = {row["id"] for row in content.get(table, [])}
+        lost = [row for row in annotations if row.get(key) not in known]
+        if lost:
+            raise DatasetError(
+                f"{leaf.ann_file}: {len(lost)} of {len(annotations)} annotations have a {key} that "
+                f"is not the id of one of the {len(known)} {table}, first: annotation "
+                f"{lost[0].get('id')} with {key} {lost[0].get(key)!r} (ids are "
+                f"{listed(sorted(known, key=str), 5)}); correct the json ({where})"
+            )
+
+
+def _check_boxes(leaf: Any, where: str, annotations: list[dict]) -> None:
+    """Counts what mmdet leaves out or cuts off; boxes that are not four numbers are an error."""
+    if not annotations:
+        if leaf.test_mode:
+            logger.warning(
+                "%s: %s has no annotations: there is nothing to evaluate against",
+                *(where, leaf.ann_file),
+            )
+        return
+    needed = ("bbox",) if leaf.test_mode else ("bbox", "area")
+    for key in needed:
+        lost = [row for row in annotations if key not in row]
+        if lost:
+            raise DatasetError(
+                f"{leaf.ann_file}: {len(lost)} of {len(annotations)} annotations have no {key!r}, "
+                f"first: annotation {lost[0].get('id')}; add it "
+                f"({'[x, y, width, height]' if key == 'bbox' else 'width * height, or of the mask'}"
+                " in pixels)"
+            )
+    try:
+        boxes = np.array([row["bbox"] for row in annotations], dtype=np.float64).reshape(-1, 4)
+        broken = ~np.isfinite(boxes).all(1)
+    except (ValueError, TypeError):
+        boxes = np.zeros((len(annotations), 4))
+        broken = np.array([not _is_box(row["bbox"]) for row in annotations])
+    if broken.any() or len(boxes) != len(annotations):
+        row = annotations[int(np.argmax(broken))]
+        raise DatasetError(
+            f"{leaf.ann_file}: {int(broken.sum())} boxes are not four finite numbers, first: "
+            f"annotation {row.get('id')} of image {row.get('image_id')} with bbox {row['bbox']}; "
+            "take them out of the json or correct them"
+        )
+    sizes = {row["id"]: (row["width"], row["height"]) for row in leaf.coco.dataset["images"]}
+    size = np.array([sizes[row["image_id"]] for row in annotations], dtype=np.float64)
+    low, extent = boxes[:, :2], boxes[:, 2:]
+    high = low + extent
+    tiny = (extent < 1).any(1)
+    inside = (np.minimum(high, size) - np.maximum(low, 0)).clip(0).prod(1)
+    outside = ~tiny & (inside == 0)
+    over = ~tiny & ~outside & ((low < -1).any(1) | (high > size + 1).any(1))
+    crowd = np.array([bool(row.get("iscrowd", 0)) for row in annotations])
+    for found, what in (
+        (tiny, "boxes are narrower than a pixel or of negative size; mmdet leaves them out"),
+        (outside, "boxes lie outside their image; mmdet leaves them out"),
+        (over, "boxes reach over the border of their image; they are used as they are"),
+    ):
+        if found.any():
+            row = annotations[int(np.argmax(found))]
+            logger.warning(
+                "%s: %d of %d %s (first: annotation %s, bbox %s)",
+                *(where, found.sum(), len(boxes), what, row.get("id"), row["bbox"]),
+            )
+    usable = ~tiny & ~outside & ~crowd
+    if not leaf.test_mode and not usable.any():
+        raise DatasetError(
+            f"{leaf.ann_file}: none of its {len(boxes)} boxes can be trained on ({tiny.sum()} of "
+            f"no size, {outside.sum()} outside their image, {crowd.sum()} crowds)"
+        )
+
+
+def _is_box(box: Any) -> bool:
+    """Whether a value is four finite numbers."""
+    try:
+        return np.isfinite(np.array(box, dtype=np.float64).reshape(4)).all()
+    except (ValueError, TypeError):
+        return False

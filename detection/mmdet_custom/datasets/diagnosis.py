@@ -1,0 +1,90 @@
+"""Why mmdet could not build a data set, in words: read only after it failed."""
+
+from __future__ import annotations
+
+import json
+import os.path as osp
+from typing import Any
+
+from mmdet.datasets import DATASETS, CocoDataset
+
+from .errors import DatasetError, listed, nearest
+from .splits import annotation_files, leaf_configs
+
+_NEEDED = {
+    "images": ("id", "file_name", "width", "height"),
+    "annotations": ("id", "image_id", "category_id", "bbox"),
+    "categories": ("id", "name"),
+}
+
+
+def diagnose(cfg: Any, data: Any, error: Exception) -> str:
+    """The sentence for an error of `build_dataset`.
+
+    Args:
+        cfg: the config of the run, to name the split.
+        data: the settings that were built.
+        error: what `build_dataset` raised.
+    """
+    splits = cfg.get("data", {}) if cfg is not None else {}
+    split = next((name for name in ("train", "val", "test") if splits.get(name) is data), None)
+    if split is None:
+        split = next((name for name in ("train", "val", "test") if splits.get(name) == data), "...")
+    for where, settings in leaf_configs(data, f"data.{split}"):
+        kind = settings.get("type")
+        if kind is not None and DATASETS.get(kind) is None:
+            known = sorted(DATASETS.module_dict)
+            return f"{where}: unknown data set type {kind!r}{nearest(kind, known)}"
+        if isinstance(settings.get("classes"), str) and not osp.isfile(settings["classes"]):
+            name = settings["classes"]
+            return (
+                f"{where}: classes={name!r} is read as the name of a file with one class per line, "
+                f"which does not exist; for one class write classes=({name!r},), with the comma"
+            )
+        for path in annotation_files(settings):
+            if not osp.isfile(path):
+                return (
+                    f"{where}: annotation file {osp.abspath(path)} does not exist; put the data "
+                    f"there (docs/detection_data.md, tools/download_dataset.py) or set "
+                    f"{where}.ann_file and {where}.img_prefix"
+                )
+            if kind and issubclass(DATASETS.get(kind), CocoDataset):
+                fault = json_fault(path)
+                if fault:
+                    return f"{where}: {fault}"
+    if isinstance(error, DatasetError):
+        return str(error)
+    return f"data.{split} cannot be built: {type(error).__name__}: {error}"
+
+
+def json_fault(path: str) -> str | None:
+    """What keeps a file from being a json in COCO's format, or None."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except UnicodeDecodeError:
+        return f"{path} is not a json file (it is not text)"
+    except json.JSONDecodeError as error:
+        kept = osp.getsize(path)
+        return (
+            f"{path} is not a whole json file: {error.msg} at line {error.lineno}, character "
+            f"{error.pos} of {kept} bytes; it may have been cut off while copying: get it again"
+        )
+    if not isinstance(content, dict):
+        return f"{path} is a {type(content).__name__}, not a COCO json (an object with images, ...)"
+    for table, keys in _NEEDED.items():
+        rows = content.get(table)
+        if rows is None and table != "annotations":
+            return f"{path} is not a COCO json: it has no {table!r}, only {listed(sorted(content))}"
+        if rows is not None and not isinstance(rows, list):
+            return f"{path}: {table!r} must be a list, it is a {type(rows).__name__}"
+        for i, row in enumerate(rows or []):
+            lost = [key for key in keys if not isinstance(row, dict) or key not in row]
+            if lost:
+                return f"{path}: {table}[{i}] has no {listed(lost)} (it is {str(row)[:120]})"
+            if table == "images" and not (row["width"] > 0 and row["height"] > 0):
+                return f"{path}: {table}[{i}] has the size {row['width']} x {row['height']}"
+    ids = [row["id"] for row in content.get("annotations") or []]
+    if len(set(ids)) != len(ids):
+        return f"{path}: {len(ids) - len(set(ids))} ids of annotations occur more than once"
+    return None
