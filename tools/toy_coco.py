@@ -4,11 +4,13 @@
     python tools/toy_coco.py --preset large --output detection/data/toy_large  # 1600 + 200
 
 Five classes (circle, square, triangle, star, cross) of random size, rotation and colour, which may
-cover each other and leave the image a little. The polygons outline the visible part of a shape, like
-COCO's; ``area`` and ``bbox`` are those of the polygons as pycocotools draws them. About one image in
-sixteen shows nothing. An image depends on the seed, its split and its number only, so equal arguments
-give equal files, and a larger set begins with the images of a smaller one. A complete data set of the
-same arguments is left as it is; anything else in OUTPUT is never overwritten.
+cover each other and leave the image a little. The polygons outline the visible part of a shape as
+COCO's do (a hole in it is filled); ``area`` and ``bbox`` are those of the polygons as pycocotools
+draws them. About one image in sixteen shows nothing.
+
+An image depends on the seed, its split and its number only: equal arguments give equal files, and
+a larger set begins with the images of a smaller one. A complete data set of the same arguments is
+left as it is; anything else in OUTPUT is never overwritten.
 """
 
 from __future__ import annotations
