@@ -30,7 +30,9 @@ COPIES: dict[str, list[str]] = {
         "detection/mmdet_custom/models/backbones/intern_image.py",
         "segmentation/mmseg_custom/models/backbones/intern_image.py",
     ],
-    "classification/models/flash_intern_image.py": [],
+    "classification/models/flash_intern_image.py": [
+        "detection/mmdet_custom/models/backbones/flash_intern_image.py",
+    ],
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,6 +153,7 @@ def load_weights(
     head_map: str = "",
     rand_init_head: bool = False,
     evaluation: bool = False,
+    may_lack: Callable[[str], bool] = lambda key: False,
 ) -> LoadReport:
     """Copy a checkpoint's weights into ``model`` and report what matched.
 
@@ -165,6 +166,7 @@ def load_weights(
             head, scaled by 0.001.
         evaluation: the weights are used as they are, so that a head that was not trained, or
             weights of another shape, are an error.
+        may_lack: which keys of the model may be missing in the file without a warning.
 
     Raises:
         CheckpointError: fewer than half of the model's keys match, or the head cannot be used.
@@ -205,7 +207,8 @@ def load_weights(
     model.load_state_dict(fitting, strict=False)
     for note in report.notes:
         logger.info("%s: %s", source, note)
-    level = logging.WARNING if report.missing or report.resized else logging.INFO
+    wanted = [key for key in report.missing if not may_lack(key)]
+    level = logging.WARNING if wanted or report.resized else logging.INFO
     logger.log(level, "weights of %s: %s", source, report.summary())
     for kind in ("missing", "unexpected", "resized"):
         if getattr(report, kind):

@@ -6,9 +6,8 @@ import zlib
 
 import numpy as np
 import pytest
-import torch
-
 import recipe
+import torch
 
 
 def test_recipe_weights_have_the_stated_values():

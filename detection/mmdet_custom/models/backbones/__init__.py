@@ -1,3 +1,4 @@
-from .registration import InternImage
+from .cb_intern_image import CBInternImage
+from .registration import FlashInternImage, InternImage
 
-__all__ = ["InternImage"]
+__all__ = ["CBInternImage", "FlashInternImage", "InternImage"]
