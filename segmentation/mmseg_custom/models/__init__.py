@@ -1,1 +1,1 @@
-from . import backbones  # noqa: F401
+from . import backbones, decode_heads, segmentors  # noqa: F401
