@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import mmseg_custom  # noqa: F401
+import recipe
 import torch
 from mmcv import ConfigDict
 from mmseg.models import build_segmentor
 from torch import Tensor, nn
-
-import mmseg_custom  # noqa: F401
-import recipe
 
 SLIDE = {"mode": "slide", "crop_size": (96, 96), "stride": (64, 64)}
 

@@ -1,4 +1,4 @@
-"""A feed-forward layer with gradient checkpointing: what `with_cp=True` in `ffn_cfgs` stands for."""
+"""A feed-forward layer with gradient checkpointing: `with_cp=True` in `ffn_cfgs`."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def use_checkpointed_ffn(config: Any) -> None:
     elif isinstance(config, dict):
         ffn = config.get("ffn_cfgs")
         for options in ffn if isinstance(ffn, (list, tuple)) else [ffn]:
-            if isinstance(options, dict) and options.get("type", "FFN") == "FFN":
-                if options.pop("with_cp", False):
-                    options["type"] = "CheckpointedFFN"
+            is_plain = isinstance(options, dict) and options.get("type", "FFN") == "FFN"
+            if is_plain and options.pop("with_cp", False):
+                options["type"] = "CheckpointedFFN"
         for item in config.values():
             use_checkpointed_ffn(item)

@@ -1,7 +1,7 @@
 """Mask2Former (arXiv 2112.01527) as a decode head of mmseg, made of the parts of mmdet.
 
-Network, matching and losses are those of mmdet's `Mask2FormerHead`. All that the config names inside
-the head (pixel decoder, assigner, losses ...) is looked up in mmdet's registries, so that
+Network, matching and losses are those of mmdet's `Mask2FormerHead`. All that the config names
+inside the head (pixel decoder, assigner, losses ...) is looked up in mmdet's registries, so that
 `CrossEntropyLoss` and `DiceLoss` here are mmdet's and in any other head mmseg's.
 """
 

@@ -81,6 +81,6 @@ class EncoderDecoderMask2Former(EncoderDecoder):
 
 @SEGMENTORS.register_module()
 class EncoderDecoderMask2FormerAug(EncoderDecoderMask2Former):
-    """The same, with the padded border cut off before the scores are resized to the original size."""
+    """The same; the sliding window cuts a padded border off before it resizes the scores."""
 
     slide_inference = EncoderDecoder.slide_inference
