@@ -1,1 +1,1 @@
-from . import backbones, necks  # noqa: F401
+from . import backbones, dense_heads, detectors, necks, utils  # noqa: F401
