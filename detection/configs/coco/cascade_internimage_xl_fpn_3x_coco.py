@@ -1,0 +1,7 @@
+_base_ = "./cascade_internimage_xl_fpn_1x_coco.py"
+model = dict(backbone=dict(drop_path_rate=0.6))
+data = dict(train=dict(pipeline={{_base_.multi_scale_pipeline}}))
+optimizer = dict(lr=0.0002, paramwise_cfg=dict(layer_decay_rate=0.9, offset_lr_scale=0.01))
+lr_config = dict(step=[27, 33])
+runner = dict(max_epochs=36)
+custom_hooks = [dict(type="ExpMomentumEMAHook", momentum=0.0001, priority=49)]
