@@ -32,6 +32,7 @@ COPIES: dict[str, list[str]] = {
     ],
     "classification/models/flash_intern_image.py": [
         "detection/mmdet_custom/models/backbones/flash_intern_image.py",
+        "segmentation/mmseg_custom/models/backbones/flash_intern_image.py",
     ],
     "detection/tests/recipe.py": ["segmentation/tests/recipe.py"],
 }

@@ -1,3 +1,3 @@
-from .registration import InternImage
+from .registration import FlashInternImage, InternImage
 
-__all__ = ["InternImage"]
+__all__ = ["FlashInternImage", "InternImage"]
