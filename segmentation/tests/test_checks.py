@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from internimage.cli import run_program
 from mmcv import Config
 from mmseg_custom.datasets.checks import DatasetError, build_data, check_data
 from mmseg_custom.datasets.masks import MaskRules, check_pair, read_mask
 from PIL import Image
 
+FOLDER = Path(__file__).resolve().parents[1]
 CLASSES = ("sky", "road", "car")
 PIPELINE = [
     dict(type="LoadImageFromFile"),
@@ -228,3 +233,33 @@ def test_rules_in_words():
 def test_check_pair_needs_both_files(folder):
     with pytest.raises(DatasetError, match="is missing"):
         check_pair(str(folder / "images" / "9.jpg"), str(folder / "masks" / "1.png"), MaskRules(3))
+
+
+def check_dataset(folder, *args, **settings):
+    """Runs tools/check_dataset.py on the folder; its exit code."""
+    path = folder / "config.py"
+    path.write_text(config(folder, **settings).pretty_text)
+    sys.path.insert(0, str(FOLDER / "tools"))
+    try:
+        program = importlib.import_module("check_dataset")
+    finally:
+        sys.path.pop(0)
+    options = ["--splits", "train", "--workers", "1"]
+    return run_program(program.run, program.parse_args([str(path), *options, *args]))
+
+
+def test_check_dataset_lists_all_faults(folder, capsys):
+    write_mask(folder, np.full((12, 16), 40, np.uint8))
+    (folder / "masks" / "0.png").unlink()
+    assert check_dataset(folder, "--all") == 1
+    printed = capsys.readouterr().out
+    assert "2.png holds label 40" in printed
+    assert "0.png is missing" in printed
+    assert "4 masks, 2 with faults" in printed
+    assert "sky 2, road 2, car 2" in printed
+
+
+def test_check_dataset_fails_with_one_line(folder, caplog):
+    assert check_dataset(folder, num_classes=7) == 1
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.message.endswith("classes to the names the model is for")
