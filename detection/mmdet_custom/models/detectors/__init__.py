@@ -1,3 +1,4 @@
+from .cb_dino import CBDINO
 from .dino import DINO
 
-__all__ = ["DINO"]
+__all__ = ["CBDINO", "DINO"]
