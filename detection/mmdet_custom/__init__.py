@@ -1,3 +1,5 @@
-"""InternImage detectors for mmdet 2.x; importing it registers them."""
+"""InternImage detectors for mmdet 2.x; importing it registers models and data sets."""
 
-from . import models  # noqa: F401
+import mmcv_custom  # noqa: F401 - first: makes mmcv and mmdet fit the installed torch
+
+from . import datasets, models  # noqa: F401
