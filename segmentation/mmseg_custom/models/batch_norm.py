@@ -1,8 +1,8 @@
 """BatchNorm on one process: for configs that are written for SyncBN on several GPUs.
 
-The configs of UPerNet and SegFormer use SyncBN and, for the large models, one image per GPU. Then
-the 1x1 level of UPerNet's pyramid pooling has one value per channel and process. Across several GPUs
-SyncBN still has statistics; on one process torch raises "Expected more than 1 value per channel".
+The configs of UPerNet and SegFormer use SyncBN and, for the large models, one image per GPU. The
+1x1 level of UPerNet's pyramid pooling then has one value per channel on every GPU. SyncBN gathers
+the values of all GPUs; on one process torch raises "Expected more than 1 value per channel".
 """
 
 from __future__ import annotations
