@@ -1,3 +1,3 @@
 """InternImage segmentors for mmsegmentation 0.x; importing it registers them."""
 
-from . import models  # noqa: F401
+from . import datasets, models  # noqa: F401
