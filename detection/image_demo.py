@@ -115,7 +115,7 @@ def find_jobs(text: str, out: str) -> list[Job]:
         skipped = [str(p.relative_to(path)) for p in files if p not in set(known)]
         if skipped:
             names = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
-            logger.info("%s: %d files that are no images skipped: %s", text, len(skipped), names)
+            logger.info("%s: skipped %d that are no images: %s", text, len(skipped), names)
         pairs = [(p, p.relative_to(path)) for p in known]
     else:
         files = (

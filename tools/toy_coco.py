@@ -139,12 +139,15 @@ def polygons(mask: Any) -> list[list[float]]:
     import numpy as np
 
     fine = np.kron(mask.astype(np.uint8), np.ones((FINE, FINE), np.uint8))
+    fine = np.pad(fine, (0, 1))
+    fine[1:] |= fine[:-1]  # one subpixel more to the right and below: then the centres of the
+    fine[:, 1:] |= fine[:, :-1]  # outermost subpixels, which OpenCV returns, are the borders
     contours, _ = cv2.findContours(fine, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     found = []
     for contour in contours:
-        corners = cv2.approxPolyDP(contour, 0.6 * FINE, closed=True)[:, 0]
+        corners = cv2.approxPolyDP(contour, 0.5 * FINE, closed=True)[:, 0]
         if len(corners) >= 3:
-            found.append([round(float(v), 2) for v in ((corners + 0.5) / FINE).ravel()])
+            found.append([round(float(v), 2) for v in (corners / FINE).ravel()])
     return found
 
 
