@@ -43,7 +43,8 @@ def use_local_batch_norm(model: nn.Module) -> nn.Module:
     count = 0
     for module in model.modules():
         for name, child in module.named_children():
-            if type(child) in (nn.SyncBatchNorm, MMSyncBatchNorm, nn.BatchNorm2d):
+            is_sync = isinstance(child, (nn.SyncBatchNorm, MMSyncBatchNorm))
+            if is_sync or type(child) is nn.BatchNorm2d:
                 setattr(module, name, _local(child))
                 count += 1
     logger.info("%d BatchNorm layers use the statistics of this process", count)
