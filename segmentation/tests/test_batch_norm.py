@@ -12,13 +12,12 @@ import torch
 import torch.distributed as dist
 from mmcv import ConfigDict
 from mmseg.models import build_segmentor
-from torch import nn
-
 from mmseg_custom.models.batch_norm import (
     LocalBatchNorm2d,
     needs_local_batch_norm,
     use_local_batch_norm,
 )
+from torch import nn
 
 
 def with_sync_batch_norm(name: str) -> nn.Module:

@@ -1,7 +1,7 @@
 """Every config builds the state dict of the original: keys, shapes and their order.
 
-The models are built on the meta device, at full size and without memory. For five configs no list is
-stored; they are held against the list of a config that differs in known numbers only.
+The models are built on the meta device, at full size and without memory. For five configs no list
+is stored; they are held against the list of a config that differs in known numbers only.
 """
 
 from __future__ import annotations
