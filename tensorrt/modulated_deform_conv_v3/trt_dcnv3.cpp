@@ -326,14 +326,17 @@ const char* Dcnv3PluginCreator::getPluginNamespace() const noexcept { return kNa
 
 }  // namespace trt_dcnv3
 
-// TensorRT calls this when the library is loaded by IPluginRegistry::loadLibrary, trtexec
-// --dynamicPlugins, or trtexec --staticPlugins.
+// What TensorRT asks of a library of plugins: IPluginRegistry::loadLibrary, and with it Python's
+// load_library and trtexec's --dynamicPlugins, refuses one without either of these two functions.
 TRT_DCNV3_API nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
   static trt_dcnv3::Dcnv3PluginCreator creator;
   static nvinfer1::IPluginCreatorInterface* const creators[] = {&creator};
   count = 1;
   return creators;
 }
+
+// The logger is not used, see `fail`.
+TRT_DCNV3_API void setLoggerFinder(nvinfer1::ILoggerFinder*) {}
 
 #if defined(TRT_DCNV3_REGISTER)
 // For a library that is loaded by other means (mmdeploy's): registered as the library is loaded.
