@@ -1,0 +1,90 @@
+"""The switch for the released 150-way heads of 19-class models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mmseg_custom  # noqa: F401
+import pytest
+import torch
+from mmcv import Config
+from mmseg.models.builder import HEADS
+from mmseg_custom.released_heads import prepare_config, trim_heads
+from torch import nn
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+RELEASED = dict(num_classes=150, mode="trim")
+
+
+class Model(nn.Module):
+    """The two heads of a UPerNet, small."""
+
+    def __init__(self, num_classes, channels=8):
+        super().__init__()
+        options = dict(num_classes=num_classes, channels=channels, norm_cfg=dict(type="BN"))
+        loss = dict(loss_decode=dict(type="CrossEntropyLoss"))
+        kind = HEADS.get("FCNHead")
+        self.decode_head = kind(in_channels=4, num_convs=1, **options, **loss)
+        self.auxiliary_head = kind(in_channels=4, num_convs=1, **options, **loss)
+
+
+@pytest.fixture
+def models():
+    torch.manual_seed(0)
+    return Model(150).eval(), Model(19).eval()
+
+
+def test_trimmed_scores_are_those_of_the_full_head(models):
+    full, small = models
+    for parameter in full.parameters():
+        nn.init.normal_(parameter)
+    weights = trim_heads(full.state_dict(), {"CLASSES": ["road"] * 19}, small, RELEASED)
+    small.load_state_dict(weights)
+    x = torch.randn(2, 4, 8, 9)
+    torch.testing.assert_close(
+        small.decode_head([x]), full.decode_head([x])[:, :19], rtol=1e-5, atol=1e-5
+    )  # another number of outputs may be summed in another order
+
+
+@pytest.mark.parametrize("classes", [None, ["x"] * 19, ["x"] * 66])
+def test_heads_without_150_names_are_trimmed(models, classes):
+    full, small = models
+    weights = trim_heads(full.state_dict(), {"CLASSES": classes}, small, RELEASED)
+    assert weights["decode_head.conv_seg.weight"].shape == (19, 8, 1, 1)
+    assert weights["auxiliary_head.conv_seg.bias"].shape == (19,)
+    assert full.decode_head.conv_seg.weight.shape[0] == 150
+
+
+def test_a_head_for_150_named_classes_is_left_alone(models):
+    full, small = models
+    weights = trim_heads(
+        full.state_dict(), {"CLASSES": [str(i) for i in range(150)]}, small, RELEASED
+    )
+    assert weights["decode_head.conv_seg.weight"].shape[0] == 150
+
+
+def test_a_head_of_another_width_is_left_alone(models):
+    weights = trim_heads(Model(150, channels=16).state_dict(), {}, models[1], RELEASED)
+    assert weights["decode_head.conv_seg.weight"].shape == (150, 16, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "released", [None, dict(RELEASED, mode="keep"), dict(RELEASED, mode="refuse")]
+)
+def test_other_modes_change_nothing(models, released):
+    full, small = models
+    weights = trim_heads(full.state_dict(), {}, small, released)
+    assert weights["decode_head.conv_seg.weight"].shape[0] == 150
+
+
+def test_keep_builds_the_released_heads():
+    path = CONFIGS / "cityscapes" / "upernet_internimage_t_512x1024_160k_cityscapes.py"
+    cfg = Config.fromfile(path)
+    prepare_config(cfg)
+    assert (cfg.model.decode_head.num_classes, cfg.model.auxiliary_head.num_classes) == (19, 19)
+    cfg.merge_from_dict({"released_head.mode": "keep"})
+    prepare_config(cfg)
+    assert (cfg.model.decode_head.num_classes, cfg.model.auxiliary_head.num_classes) == (150, 150)
+    cfg.merge_from_dict({"released_head.mode": "kept"})
+    with pytest.raises(ValueError, match="'kept' is none of trim, keep, refuse"):
+        prepare_config(cfg)
