@@ -131,7 +131,7 @@ def run(args: argparse.Namespace, cfg: Config, distributed: bool) -> None:
     log = get_root_logger(str(Path(work_dir) / f"{timestamp}.log"), cfg.log_level)
     share_handlers(log, "mmcv_custom", "mmdet_custom", "internimage")
     cfg.resume_from = resume_path(cfg)
-    meta = start_log(args, cfg, distributed)
+    meta = start_log(args, cfg)
     if get_dist_info()[0] == 0:
         with replacing(Path(work_dir) / Path(args.config).name) as temporary:
             temporary.write_text(cfg.pretty_text, encoding="utf-8")
@@ -165,19 +165,15 @@ def resume_path(cfg: Config) -> str | None:
         return cfg.resume_from
     found = find_whole_checkpoint(cfg.work_dir) if cfg.auto_resume else None
     if cfg.auto_resume:
-        logger.info(
-            "auto-resume: %s", found or f"no checkpoint in {cfg.work_dir}, a new run starts"
-        )
+        logger.info("auto-resume: %s", found or f"nothing in {cfg.work_dir}, a new run starts")
     return found
 
 
-def start_log(args: argparse.Namespace, cfg: Config, distributed: bool) -> dict[str, Any]:
+def start_log(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
     """Logs what the run is and seeds it; returns what every checkpoint keeps."""
     environment = describe_environment()
     logger.info("environment:\n%s", environment)
-    logger.info(
-        "device: %s, processes: %d, distributed: %s", cfg.device, get_dist_info()[1], distributed
-    )
+    logger.info("device: %s, processes: %d", cfg.device, get_dist_info()[1])
     logger.info("config:\n%s", cfg.pretty_text)
     seed = args.seed if args.seed is not None else cfg.get("seed")
     if seed is None and cfg.resume_from and Path(cfg.resume_from).is_file():

@@ -29,8 +29,8 @@ def amp_optimizer_config(
     config = dict(optimizer_config or {})
     if config.get("type") not in PLAIN_HOOKS:
         raise ValueError(
-            f"--amp {amp} replaces mmcv's OptimizerHook or GradientCumulativeOptimizerHook, but the "
-            f"config has optimizer_config.type={config['type']!r}; leave --amp out"
+            f"--amp {amp} replaces mmcv's OptimizerHook or GradientCumulativeOptimizerHook, but "
+            f"the config has optimizer_config.type={config['type']!r}; leave --amp out"
         )
     return {**config, "type": "AmpOptimizerHook", "amp": amp}
 
@@ -92,7 +92,7 @@ class AmpOptimizerHook(GradientCumulativeOptimizerHook):
 
 
 def enable_autocast(model: nn.Module, dtype: torch.dtype) -> None:
-    """Lets `model.train_step` run under autocast, with float32 where the docstring above says so."""
+    """Lets `model.train_step` run under autocast, float32 where the hook's docstring says so."""
     device_type = next(model.parameters()).device.type
     model.train_step = under_autocast(model.train_step, device_type, dtype)
     for module in model.modules():

@@ -128,7 +128,7 @@ def compare_classes(meta: Mapping[str, Any], classes: Iterable[str] | None) -> N
     pairs = [f"{i}: {a!r} / {b!r}" for i, (a, b) in enumerate(zip(trained, classes)) if a != b]
     logger.warning(
         "the checkpoint was trained for %d classes, the data set has %d; they differ in (class, "
-        "checkpoint / data set): %s. The results are only right if these are other names of the same",
+        "checkpoint / data set): %s. The results are right only if these are names of the same",
         len(trained),
         len(classes),
         shorten(pairs) or "their number",
@@ -148,7 +148,7 @@ def read_meta(path: str | Path) -> dict[str, Any]:
 
 
 def is_whole(path: str | Path) -> bool:
-    """Whether a file is a complete checkpoint: torch's zip format ends with the table of contents."""
+    """Whether a file is a complete checkpoint: torch's zip format ends with its contents' table."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/data.pkl") for name in archive.namelist())
@@ -163,10 +163,8 @@ def find_whole_checkpoint(work_dir: str | Path) -> str | None:
     """
     found = None
     if get_dist_info()[0] == 0:
-        numbered = [
-            (int(m[1]), p) for p in Path(work_dir).glob("*.pth") if (m := _NUMBER.match(p.name))
-        ]
-        for _, path in sorted(numbered, key=lambda item: item[0], reverse=True):
+        files = [path for path in Path(work_dir).glob("*.pth") if _NUMBER.match(path.name)]
+        for path in sorted(files, key=lambda p: int(_NUMBER.match(p.name)[1]), reverse=True):
             if is_whole(path):
                 found = str(path)
                 break

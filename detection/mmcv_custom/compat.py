@@ -1,7 +1,7 @@
-"""What mmcv-full 1.7.2 needs on the torch and numpy of today. Applied once, by importing `mmcv_custom`.
+"""What mmcv-full 1.7.2 needs on the torch and numpy of today; applied by importing `mmcv_custom`.
 
-Each change is made only where the installed releases need it. None of them changes what a registered
-class of mmcv, mmdet or mmseg does; they restore what newer releases of torch and numpy took away.
+Each change is made only where the installed releases need it. None of them changes what a
+registered class of mmcv, mmdet or mmseg does; they restore what newer torch and numpy took away.
 """
 
 from __future__ import annotations

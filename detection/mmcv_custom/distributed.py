@@ -74,9 +74,7 @@ def start_processes(
         env.setdefault("MASTER_PORT", str(slurm_port(env)))
     elif launcher == "mpi" and "MASTER_ADDR" not in env:
         if size != int(env.get("OMPI_COMM_WORLD_LOCAL_SIZE", size)):
-            raise LaunchError(
-                "--launcher mpi on several machines: set MASTER_ADDR to the first one"
-            )
+            raise LaunchError("--launcher mpi on several machines needs MASTER_ADDR, the first one")
         env["MASTER_ADDR"] = "127.0.0.1"
     env.setdefault("MASTER_PORT", str(DEFAULT_PORT))
     env.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank))

@@ -1,4 +1,4 @@
-"""mmcv's runners with checkpoints that are whole, and resuming that goes on where the run stopped."""
+"""mmcv's runners, with checkpoints that are whole and resuming that goes on exactly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What train.py and test.py of every task do before mmcv's runner: arguments, config, logs, seeds."""
+"""What train.py and test.py of every task share: arguments, config, logs, seeds."""
 
 from __future__ import annotations
 
@@ -24,26 +24,24 @@ from .distributed import LAUNCHERS, agree, choose_device
 logger = logging.getLogger(__name__)
 
 # options that programs read from a config although no config of the project sets them
-OPTIONAL_KEYS = [
+OPTIONAL_KEYS = (
     "auto_resume",
     "auto_scale_lr",
-    "cudnn_benchmark",
     "custom_hooks",
     "custom_imports",
-    "deterministic",
     "evaluation",
     "find_unused_parameters",
     "fp16",
     "load_from",
-    "log_level",
     "model_wrapper",
     "momentum_config",
     "mp_start_method",
     "opencv_num_threads",
     "resume_from",
     "seed",
+    "tta_scales",
     "work_dir",
-]
+)
 TYPO = 0.85  # difflib's ratio from which a new key is taken for a misspelt one
 
 
@@ -270,7 +268,7 @@ def reseed(seed: int, epoch: int) -> None:
 
 
 def describe_environment() -> str:
-    """Versions, compilers and devices, and which operator computes DCNv3; one `key: value` a line."""
+    """Versions, compilers and devices; one `key: value` a line."""
     import ops_dcnv3
 
     rows = mmcv.utils.collect_env()
@@ -304,7 +302,7 @@ def naming_unknown_types(what: str, *registries: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unwrapping_worker_errors() -> Iterator[None]:
-    """Errors of a data loader's worker process, without the traceback that torch puts around them."""
+    """Errors of a data loader's worker, without the traceback that torch puts around them."""
     try:
         yield
     except (ValueError, OSError) as error:

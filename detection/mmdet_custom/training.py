@@ -1,7 +1,8 @@
 """The training run of a detector, from built model and data sets to mmcv's runner.
 
-mmdet's `train_detector` does the same for GPUs; its parts (data loaders, optimizer, evaluation hooks,
-learning-rate scaling) are used here, and the run also works on the CPU, with several processes too.
+mmdet's `train_detector` does the same for GPUs; its parts (data loaders, optimizer, evaluation
+hooks, learning-rate scaling) are used here, and the run also works on the CPU, with several
+processes too.
 """
 
 from __future__ import annotations

@@ -1,0 +1,251 @@
+"""Tests a detector: `python test.py CONFIG CHECKPOINT --eval bbox segm`.
+
+With several processes: `bash dist_test.sh CONFIG CHECKPOINT N --eval bbox segm`. The checkpoint is
+a file, the name of a released model or an https:// address.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import mmcv_custom  # noqa: F401  applies what mmcv needs on today's torch, before mmdet
+import mmdet_custom  # noqa: F401  registers models and data sets
+from internimage.cli import ArgumentParser, run_program
+from internimage.write_file import replacing
+from mmcv import Config, DictAction
+from mmcv.cnn import fuse_conv_bn
+from mmcv.runner import get_dist_info, wrap_fp16_model
+from mmcv_custom.checkpoint import compare_classes, load_checkpoint
+from mmcv_custom.distributed import agree, start_processes, stop_processes, wrap_model
+from mmcv_custom.runtime import (
+    ConfigError,
+    add_gpu_arguments,
+    add_shared_arguments,
+    choose_work_dir,
+    chosen_gpu,
+    load_config,
+    naming_unknown_types,
+    share_handlers,
+    start_device,
+    unwrapping_worker_errors,
+)
+from mmdet.datasets import build_dataloader
+from mmdet.models import DETECTORS, build_detector
+from mmdet.utils import (
+    compat_cfg,
+    get_root_logger,
+    replace_cfg_vals,
+    setup_multi_processes,
+    update_data_root,
+)
+from mmdet_custom.datasets.checks import build_data
+from mmdet_custom.testing import Painter, batch_in_test, test_model, use_tta
+
+logger = logging.getLogger("mmdet")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; exits with 2 when it is wrong."""
+    parser = ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        epilog="At least one of --eval, --out, --format-only, --show and --show-dir is needed.",
+    )
+    add_shared_arguments(parser)
+    parser.add_argument("checkpoint", help="file, released model's name or https:// address")
+    parser.add_argument(
+        "--eval", nargs="+", metavar="METRIC", help="bbox, segm, proposal (COCO), mAP (VOC), ..."
+    )
+    parser.add_argument("--out", help="results as a .pkl file, as mmdet's tools read it")
+    parser.add_argument(
+        "--format-only",
+        action="store_true",
+        help="only write the results in the data set's format, to send them to its server; "
+        "--eval-options jsonfile_prefix=FOLDER/NAME says where",
+    )
+    parser.add_argument("--show", action="store_true", help="results in a window, image by image")
+    parser.add_argument("--show-dir", help="folder for the images with their results painted")
+    parser.add_argument(
+        "--show-score-thr", type=float, default=0.3, help="paint what is at least so certain"
+    )
+    parser.add_argument(
+        "--tta",
+        action="store_true",
+        help="several scales and flipped images; the scales are the config's tta_scales, or half, "
+        "one and one and a half of the test scale",
+    )
+    parser.add_argument(
+        "--fuse-conv-bn", action="store_true", help="fold batch norms into convolutions first"
+    )
+    parser.add_argument("--tmpdir", help="folder, seen by all machines, to collect results in")
+    parser.add_argument(
+        "--gpu-collect", action="store_true", help="collect results over the GPUs, without files"
+    )
+    parser.add_argument(
+        "--eval-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="arguments of the data set's evaluate (or format_results)",
+    )
+    parser.add_argument("--options", nargs="+", action=DictAction, help="old: --eval-options")
+    add_gpu_arguments(parser)
+    args = parser.parse_args(argv)
+    if not (args.eval or args.out or args.format_only or args.show or args.show_dir):
+        parser.error("nothing to do: give --eval, --out, --format-only, --show or --show-dir")
+    if args.eval and args.format_only:
+        parser.error("--eval and --format-only exclude each other")
+    if args.out and not args.out.endswith((".pkl", ".pickle")):
+        parser.error(f"--out must end with .pkl or .pickle, got {args.out!r}")
+    if args.options is not None:
+        if args.eval_options is not None:
+            parser.error("--options is the old name of --eval-options; give only --eval-options")
+        logger.warning("--options is out of use: write --eval-options")
+        args.eval_options = args.options
+    return args
+
+
+def test(args: argparse.Namespace) -> int:
+    """Tests as the arguments say; returns the exit code 0."""
+    cfg = read_config(args)
+    gpu_id = chosen_gpu(args)
+    cfg.device = start_device(args, gpu_id)
+    setup_multi_processes(cfg)
+    backend = cfg.get("dist_params", {}).get("backend")
+    distributed = start_processes(args.launcher, cfg.device, backend)
+    try:
+        with unwrapping_worker_errors():
+            run(args, cfg, distributed, gpu_id)
+    finally:
+        stop_processes()
+    return 0
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    """The config with the command line's changes.
+
+    Raises:
+        ConfigError: it cannot be read or used so.
+    """
+    cfg = replace_cfg_vals(load_config(args.config, args.cfg_options))
+    update_data_root(cfg)
+    cfg = compat_cfg(cfg)
+    if cfg.get("data", {}).get("test") is None:
+        raise ConfigError(f"{args.config} has no data.test")
+    cfg.model.train_cfg = None
+    cfg.model.pretrained = None
+    if cfg.model.get("backbone") is not None:
+        cfg.model.backbone.init_cfg = None  # the checkpoint holds the backbone
+    if args.tta:
+        use_tta(cfg)
+    batch_in_test(cfg)
+    return cfg
+
+
+def run(args: argparse.Namespace, cfg: Config, distributed: bool, gpu_id: int) -> None:
+    """From the work dir to the written results."""
+    work_dir = choose_work_dir(cfg, args.work_dir)
+    log = get_root_logger(log_level=cfg.get("log_level", "INFO"))
+    share_handlers(log, "mmcv_custom", "mmdet_custom", "internimage")
+    dataset = build_data(cfg, cfg.data.test, {"test_mode": True})
+    loader = build_dataloader(
+        dataset,
+        **{
+            "samples_per_gpu": 1,
+            "workers_per_gpu": 2,
+            "dist": distributed,
+            "shuffle": False,
+            **cfg.data.get("test_dataloader", {}),
+        },
+    )
+    with naming_unknown_types("the model", DETECTORS):
+        model = build_detector(cfg.model, test_cfg=cfg.get("test_cfg"))
+    if cfg.get("fp16") is not None:
+        wrap_fp16_model(model)
+    meta = load_checkpoint(model, args.checkpoint)["meta"]
+    compare_classes(meta, dataset.CLASSES)
+    model.CLASSES = meta.get("CLASSES", dataset.CLASSES)
+    if args.fuse_conv_bn:
+        model = fuse_conv_bn(model)
+    model = wrap_model(model, cfg.device, distributed, gpu_id=gpu_id)
+    painter = None
+    if args.show or args.show_dir:
+        painter = Painter(args.show_dir, args.show, args.show_score_thr, dataset)
+    results = test_model(
+        model,
+        loader,
+        distributed=distributed,
+        tmpdir=args.tmpdir,
+        parent=work_dir,
+        gpu_collect=args.gpu_collect,
+        painter=painter,
+    )
+    if get_dist_info()[0] == 0:
+        report(args, cfg, dataset, results, work_dir)
+    agree(None)  # the others wait, so that no launcher takes their end for the end of the run
+
+
+def report(
+    args: argparse.Namespace, cfg: Config, dataset: Any, results: list[Any], work_dir: str
+) -> None:
+    """Writes and evaluates the results of the whole data set."""
+    if args.out:
+        with replacing(args.out) as temporary:
+            mmcv.dump(results, str(temporary), file_format="pkl")
+        logger.info("results of %d images in %s", len(results), args.out)
+    options = args.eval_options or {}
+    if args.format_only:
+        options.setdefault("jsonfile_prefix", str(Path(work_dir) / "results"))
+        Path(options["jsonfile_prefix"]).parent.mkdir(parents=True, exist_ok=True)
+        written, _ = dataset.format_results(results, **options)
+        logger.info("results in the format of the data set: %s", written)
+    if args.eval:
+        metric = evaluate(args, cfg, dataset, results, options)
+        logger.info("%s", ", ".join(f"{name} {value}" for name, value in metric.items()))
+        path = Path(work_dir) / f"eval_{time.strftime('%Y%m%d_%H%M%S')}.json"
+        with replacing(path) as temporary:
+            text = json.dumps({"config": args.config, "metric": metric}, default=float)
+            temporary.write_text(text + "\n", encoding="utf-8")
+        logger.info("metrics in %s", path)
+
+
+def evaluate(
+    args: argparse.Namespace,
+    cfg: Config,
+    dataset: Any,
+    results: list[Any],
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """The data set's own evaluation, with the config's settings for it.
+
+    Raises:
+        ConfigError: the data set has no such metric or option.
+    """
+    for_hook = (
+        "interval", "tmpdir", "start", "gpu_collect", "save_best", "rule", "dynamic_intervals",
+    )  # fmt: skip
+    settings = {k: v for k, v in (cfg.get("evaluation") or {}).items() if k not in for_hook}
+    settings.update({"metric": args.eval, **options})
+    try:
+        return dict(dataset.evaluate(results, **settings))
+    except (KeyError, TypeError) as error:
+        text = str(error.args[0]) if error.args else str(error)
+        if "metric" not in text and "argument" not in text:
+            raise
+        raise ConfigError(f"--eval {' '.join(args.eval)}: {text}") from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program; returns its exit code."""
+    return run_program(test, parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
