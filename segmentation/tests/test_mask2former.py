@@ -84,6 +84,37 @@ def test_masks_of_the_pipeline_give_the_same_losses():
             torch.testing.assert_close(actual[key], value, rtol=0, atol=0)
 
 
+def test_samples_of_the_pipeline_reach_the_head():
+    """The transforms of the configs, mmcv's collate and its wrapper for one process."""
+    import mmseg_custom.datasets.transforms  # noqa: F401
+    from mmcv.parallel import collate
+    from mmseg.datasets.pipelines import Collect, Compose
+    from mmseg.utils import build_dp
+
+    keys = ("img", "gt_semantic_seg", "gt_masks", "gt_labels")
+    steps = [{"type": "ToMask"}, {"type": "DefaultFormatBundle"}]
+    pipeline = Compose([*steps, Collect(keys, meta_keys=("ori_shape",))])
+    images, semantic = recipe.images().float(), segmentors.targets()
+    samples = [
+        pipeline(
+            {
+                "img": image.permute(1, 2, 0).numpy(),
+                "gt_semantic_seg": label_map[0].byte().numpy(),
+                "seg_fields": ["gt_semantic_seg"],
+                "ori_shape": (102, 128, 3),
+            }
+        )
+        for image, label_map in zip(images, semantic, strict=True)
+    ]
+    model = segmentors.build("mask2former").train()
+    torch.manual_seed(0)
+    outputs = build_dp(model, "cpu").train_step(collate(samples, samples_per_gpu=2), None)
+    expected = losses_of(model, images, semantic)
+    assert outputs["num_samples"] == 2
+    for key, value in expected.items():
+        assert outputs["log_vars"][key] == pytest.approx(value.item(), rel=1e-6), key
+
+
 @pytest.mark.parametrize("ignored", [[0], [0, 1]], ids=["one image", "the whole batch"])
 def test_images_without_a_known_class_train(ignored):
     model = segmentors.build("mask2former").train()
@@ -105,8 +136,9 @@ def test_a_wrong_label_or_mask_count_is_named():
     with pytest.raises(ValueError, match=r"image.png: label 7 is outside 0..4 .num_classes=5"):
         losses_of(model, images, semantic)
     labels, masks = mask_targets(segmentors.targets())
-    with pytest.raises(ValueError, match="5 labels but 4 masks"):
-        losses_of(model, images, semantic, gt_labels=labels, gt_masks=[masks[0], masks[1][:4]])
+    for wrong in (masks[1][:4], masks[1][:, :64]):
+        with pytest.raises(ValueError, match=r"5 labels .* 128x160 need \(5, 128, 160\)"):
+            losses_of(model, images, semantic, gt_labels=labels, gt_masks=[masks[0], wrong])
 
 
 def test_wrong_arguments_of_the_head_are_named():

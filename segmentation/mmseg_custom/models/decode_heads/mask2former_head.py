@@ -133,7 +133,9 @@ class Mask2FormerHead(DetectionMask2FormerHead):
         """
         if gt_labels is None or gt_masks is None:
             gt_labels, gt_masks = mask_targets(gt_semantic_seg, self.ignore_index)
-        gt_masks = check_mask_targets(gt_labels, gt_masks, self.num_classes, img_metas)
+        gt_masks = check_mask_targets(
+            gt_labels, gt_masks, gt_semantic_seg, self.num_classes, img_metas
+        )
         class_logits, mask_logits = self(feats, img_metas)
         with full_precision(feats[0]):  # sums over points in the matching costs
             return self.loss(class_logits, mask_logits, gt_labels, gt_masks, img_metas)

@@ -29,18 +29,23 @@ def mask_targets(semantic: Tensor, ignore_index: int = 255) -> tuple[list[Tensor
 
 
 def check_mask_targets(
-    labels: Sequence[Tensor], masks: Sequence[Any], num_classes: int, metas: Sequence[dict]
+    labels: Sequence[Tensor],
+    masks: Sequence[Any],
+    semantic: Tensor,
+    num_classes: int,
+    metas: Sequence[dict],
 ) -> list[Tensor]:
     """The masks as tensors (n_i, H, W) on the device of the labels.
 
     Args:
         labels: per image (n_i,).
         masks: per image, a tensor or mmdet's BitmapMasks.
+        semantic: (N, 1, H, W) the label maps, for the size of the masks.
         num_classes: upper bound of the labels.
         metas: per image; ``ori_filename`` or ``filename`` names it in a message.
 
     Raises:
-        ValueError: a label is out of range, or an image has not as many masks as labels.
+        ValueError: a label is out of range, or the masks of an image are not (n_i, H, W).
     """
     tensors = []
     for index, (image_labels, image_masks) in enumerate(zip(labels, masks)):
@@ -48,10 +53,12 @@ def check_mask_targets(
         name = meta.get("ori_filename") or meta.get("filename") or f"image {index} of the batch"
         if not torch.is_tensor(image_masks):
             image_masks = image_masks.to_tensor(torch.uint8, image_labels.device)
-        if len(image_masks) != len(image_labels):
+        wanted = (len(image_labels), *semantic.shape[-2:])
+        if tuple(image_masks.shape) != wanted:
             raise ValueError(
-                f"{name}: {len(image_labels)} labels but {len(image_masks)} masks; ToMask makes "
-                "one mask per class."
+                f"{name}: masks have shape {tuple(image_masks.shape)}, but {len(image_labels)} "
+                f"labels on a label map of {wanted[1]}x{wanted[2]} need {wanted}. ToMask has to "
+                "come after all transforms that move pixels."
             )
         bad = image_labels[(image_labels < 0) | (image_labels >= num_classes)]
         if len(bad):
