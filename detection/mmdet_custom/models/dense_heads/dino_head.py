@@ -20,7 +20,7 @@ from .test_time_augmentation import merge_augmented
 
 __all__ = ["DINOHead"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("mmdet.dino")  # below mmdet's own, which writes the log file
 
 # Settings that the released configs carry and that no published training ever used.
 UNUSED_TRAIN_CFG = ("snip_cfg", "fed_loss_cfg")

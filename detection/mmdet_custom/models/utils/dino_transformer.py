@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,8 +15,6 @@ from .efficient_ffn import EfficientFFN
 from .query_denoising import DenoisingQueries
 
 __all__ = ["DinoTransformer", "TransformerOutput"]
-
-logger = logging.getLogger(__name__)
 
 
 class TransformerOutput(NamedTuple):
@@ -91,7 +88,16 @@ class DinoTransformer(DeformableDetrTransformer):
     def flatten(
         self, feats: Sequence[Tensor], masks: Sequence[Tensor], positions: Sequence[Tensor]
     ) -> Tokens:
-        """Concatenates the levels; each (N, C, H, W), masks (N, H, W) true on padding."""
+        """Concatenates the levels; each (N, C, H, W), masks (N, H, W) true on padding.
+
+        Raises:
+            ValueError: when the neck gives another number of levels than the transformer has.
+        """
+        if len(feats) != self.num_feature_levels:
+            raise ValueError(
+                f"DinoTransformer: num_feature_levels is {self.num_feature_levels} but the neck "
+                f"gives {len(feats)} levels; set it to the neck's num_outs"
+            )
         shapes = torch.tensor([feat.shape[-2:] for feat in feats], device=feats[0].device)
         sizes = shapes.prod(1)
         positions = [
