@@ -22,8 +22,8 @@ from .mask_targets import check_mask_targets, mask_targets
 class Mask2FormerHead(DetectionMask2FormerHead):
     """Queries that each predict a class and a mask; together they give the score of every class.
 
-    Under autocast the head computes in float32: the deformable attention has no half-precision
-    kernels, and the sums over points in the matching costs overflow float16.
+    Under autocast the head computes in the dtype of its weights, float32: the deformable attention
+    has no half-precision kernels, and the sums over points in the matching costs overflow float16.
 
     Args:
         in_channels: channels of the inputs that ``in_index`` selects, the finest level first.
@@ -101,10 +101,10 @@ class Mask2FormerHead(DetectionMask2FormerHead):
             class logits, each (N, num_queries, num_classes + 1), the last one for "no object", and
             mask logits, each (N, num_queries, H_0, W_0).
         """
-        feats = [feats[i] for i in self.in_index]
-        with full_precision(feats[0]):
-            # mmdet reads only the length of the metas
-            return super().forward([as_full(x) for x in feats], [{}] * len(feats[0]))
+        dtype = self.query_feat.weight.dtype
+        feats = [feats[i].to(dtype) for i in self.in_index]
+        with no_autocast(feats[0]):  # mmdet reads only the length of the metas
+            return super().forward(feats, [{}] * len(feats[0]))
 
     def forward_train(
         self,
@@ -137,7 +137,7 @@ class Mask2FormerHead(DetectionMask2FormerHead):
             gt_labels, gt_masks, gt_semantic_seg, self.num_classes, img_metas
         )
         class_logits, mask_logits = self(feats, img_metas)
-        with full_precision(feats[0]):  # sums over points in the matching costs
+        with no_autocast(feats[0]):  # sums over points in the matching costs
             return self.loss(class_logits, mask_logits, gt_labels, gt_masks, img_metas)
 
     def forward_test(
@@ -149,30 +149,9 @@ class Mask2FormerHead(DetectionMask2FormerHead):
         (arXiv 2107.06278, section 3.4). Not normalised over the classes.
         """
         class_logits, mask_logits = self(feats, img_metas)
-        with full_precision(feats[0]):
+        with no_autocast(feats[0]):
             classes = class_logits[-1].softmax(-1)[..., :-1]  # (N, Q, num_classes)
             return torch.einsum("nqc,nqhw->nchw", classes, mask_logits[-1].sigmoid())
-
-    def _get_target_single(
-        self,
-        cls_score: Tensor,
-        mask_pred: Tensor,
-        gt_labels: Tensor,
-        gt_masks: Tensor,
-        img_metas: dict,
-    ) -> tuple[Tensor, ...]:
-        """mmdet's targets of one image; no query has one in an image without a known class."""
-        if len(gt_labels):
-            return super()._get_target_single(cls_score, mask_pred, gt_labels, gt_masks, img_metas)
-        queries = torch.arange(self.num_queries, device=cls_score.device)
-        return (
-            torch.full_like(queries, self.num_classes),  # labels
-            torch.ones_like(queries),  # label weights
-            gt_masks,  # mask targets (0, H, W)
-            mask_pred.new_zeros(self.num_queries),  # mask weights
-            queries[:0],  # matched queries
-            queries,  # the others
-        )
 
 
 def check_class_weight(class_weight: Sequence[float] | None, num_classes: int) -> None:
@@ -186,11 +165,6 @@ def check_class_weight(class_weight: Sequence[float] | None, num_classes: int) -
         )
 
 
-def full_precision(x: Tensor) -> torch.autocast:
+def no_autocast(x: Tensor) -> torch.autocast:
     """A context without autocast on the device of ``x``."""
     return torch.autocast(x.device.type, enabled=False)
-
-
-def as_full(x: Tensor) -> Tensor:
-    """``x`` in float32 if it is in a half precision; float64 stays."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
