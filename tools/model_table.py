@@ -20,7 +20,18 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "models.md"
 BEGIN = "<!-- from here: python tools/model_table.py -->"
 END = "<!-- to here -->"
-METRICS = {"top1": "top-1"}
+METRICS = {
+    "top1": "top-1",
+    "box_ap": "box AP",
+    "box_ap_tta": "box AP, TTA",
+    "mask_ap": "mask AP",
+    "minival_ap": "minival AP",
+    "val_ap": "val AP",
+    "val_ap_ms": "val AP, several scales",
+    "map": "mAP",
+    "voc07_map": "mAP, VOC 2007",
+    "voc12_map": "mAP, VOC 2012",
+}
 
 
 def load_released() -> ModuleType:

@@ -81,7 +81,7 @@ def _missing(path: str) -> str:
     row = find_by_file(Path(path).name)
     if row is not None:
         return f"{message}. {row.name!r} is the released model with this file"
-    near = difflib.get_close_matches(path, list_models(pretrained=True), n=1)
+    near = difflib.get_close_matches(path, list_models(pretrained=True, task=None), n=1)
     return f"{message}. Did you mean {near[0]!r}?" if near else message
 
 

@@ -29,7 +29,7 @@ from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError
 from .pins import Pin, lock_file, read_pin, write_pin
 from .released import ReleasedModel, model_arguments, released_model
 from .safe_load import CheckpointError, ReadError, load_file
-from .weights import State, core_op, describe, extract_state, is_joint
+from .weights import State, core_op, describe, extract_state, head_classes, is_joint
 
 logger = logging.getLogger(__name__)
 
@@ -166,20 +166,20 @@ def _verify(row: ReleasedModel, path: Path, pin: Pin | None, etag: str | None = 
     if etag not in (None, sha256):
         raise CheckpointError(f"{path} has sha256 {sha256}, but the hub announced {etag}")
     state = extract_state(load_file(path), str(path))
-    if row.model is not None and not is_joint(state):
+    if not is_joint(state):
         _compare_contents(row, state, path)
     write_pin(_key(row), sha256, path)
 
 
 def _compare_contents(row: ReleasedModel, state: State, path: Path) -> None:
     """Raises CheckpointError if the weights are not of the size, operator and head of the row."""
-    head = state.get("head.weight")
-    classes = "no head" if head is None else f"{head.shape[0]} classes"
-    found = f"{describe(state)}, {core_op(state) or 'no operator'}, {classes}"
-    arguments = model_arguments(row.name)
+    classes = head_classes(state, row.task)
+    head = "no head" if classes is None else f"{classes} classes"
+    found = f"{describe(state)}, {core_op(state) or 'no operator'}, {head}"
+    arguments = row.arguments if row.model is None else model_arguments(row.name)
     expected = (
         f"channels {arguments['channels']}, depths {list(arguments['depths'])}, "
-        f"{arguments['core_op']}, {arguments['num_classes']} classes"
+        f"{arguments.get('core_op', 'DCNv3')}, {row.num_classes} classes"
     )
     if found != expected:
         raise CheckpointError(f"{path} holds {found}, but {row.name} has {expected}: another model")

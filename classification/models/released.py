@@ -70,7 +70,7 @@ class ReleasedModel:
         config_opts: {key: value} that the configuration needs on top, as after `--opts`.
         model: MODEL.TYPE of a classification model.
         arguments: arguments of a classification model that differ from `DEFAULT_ARGUMENTS`, without
-            `num_classes`; see `model_arguments`.
+            `num_classes`; see `model_arguments`. Of other tasks: channels and depths of the trunk.
         pretraining: data of the stages before `dataset`; None without.
         input_size: side of the square images it was trained on, in pixels; None if they vary.
         num_classes: width of its head.
@@ -80,8 +80,9 @@ class ReleasedModel:
         sha256: hash of the file, hexadecimal.
         transformers_repo: repository with the same weights for transformers, or None.
         log: address of the training log, or None.
-        metrics: published results: {'top1': percent} for classification.
-        published_params, published_flops: as printed ('30M', '5G' multiply-adds).
+        metrics: published results in percent: {'top1': 83.5}, {'box_ap': 47.2, 'mask_ap': 42.5}.
+        published_params, published_flops: as printed ('30M', '5G' multiply-adds; of detectors for
+            1280x800 pixels).
         params: parameters, counted.
         gmacs: 1e9 multiply-adds for one image of `input_size`, counted; the sampling of the
             deformable operator enters with 5 per point and channel.

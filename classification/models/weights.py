@@ -34,6 +34,14 @@ _OTHER_TASKS = {
     "segmentation": ("decode_head.", "auxiliary_head."),
 }
 HEAD_NAMES = ("head", "meta_head")
+# {task: [(name of a classifier's weights, how many of its rows are not classes)]}
+_CLASSIFIERS = {
+    "classification": [(re.compile(r"head\.weight"), 0)],
+    "detection": [
+        (re.compile(r"roi_head\.bbox_head\.(?:\d+\.)?fc_cls\.weight"), 1),
+        (re.compile(r"bbox_head\.cls_branches\.\d+\.weight"), 0),
+    ],
+}
 
 
 @dataclass
@@ -139,10 +147,13 @@ def is_joint(state: Mapping[str, Any]) -> bool:
     return any(key.split(".")[-1] == "mask_token" for key in state)
 
 
-def head_classes(checkpoint: Mapping[str, Any]) -> int | None:
-    """Number of classes of a checkpoint's head, or None when it has no head."""
-    weight = extract_state(checkpoint).get("head.weight")
-    return int(weight.shape[0]) if weight is not None else None
+def head_classes(checkpoint: Mapping[str, Any], task: str = "classification") -> int | None:
+    """Number of classes of the head of a checkpoint of ``task``, or None when it has no head."""
+    for key, weight in extract_state(checkpoint).items():
+        for pattern, background in _CLASSIFIERS[task]:
+            if pattern.fullmatch(key):
+                return int(weight.shape[0]) - background
+    return None
 
 
 def load_weights(
@@ -358,7 +369,11 @@ def _fit_head(
 
 
 def describe(state: Mapping[str, torch.Tensor]) -> str:
-    """Channels and depths by the parameters, such as ``channels 64, depths [4, 4, 18, 4]``."""
+    """Channels and depths by the parameters, such as ``channels 64, depths [4, 4, 18, 4]``.
+
+    Of a composite backbone (detection's CBInternImage) its first trunk is described.
+    """
+    state = {key.removeprefix("cb_modules.0."): value for key, value in state.items()}
     stem = state.get("patch_embed.conv2.weight")
     blocks: dict[int, int] = {}
     for key in state:

@@ -118,7 +118,7 @@ def load_backbone(backbone: nn.Module, path: str) -> LoadReport:
 def _refuse_other_models(backbone: nn.Module, state: State, source: str) -> None:
     """Raises CheckpointError for weights of another operator or size, or of no trunk at all."""
     own = backbone.state_dict()
-    in_file, in_model = _describe(state), _describe(own)
+    in_file, in_model = describe(state), describe(own)
     file_op, model_op = core_op(state), core_op(own)
     if file_op is None or in_file != in_model:
         raise CheckpointError(
@@ -130,11 +130,6 @@ def _refuse_other_models(backbone: nn.Module, state: State, source: str) -> None
             f"{source} was made with {file_op}, the backbone has {model_op}: use "
             f"type={BACKBONE_TYPES[file_op]!r} in the configuration"
         )
-
-
-def _describe(state: State) -> str:
-    """Channels and depths of the trunk, or of the first trunk of a composite."""
-    return describe({key.removeprefix("cb_modules.0."): value for key, value in state.items()})
 
 
 def _note_differences(backbone: nn.Module, report: LoadReport, composite_lacks: Any) -> None:

@@ -12,6 +12,7 @@ import mmdet_custom  # noqa: F401  registers the models
 import pytest
 import recipe
 import torch
+from internimage.released import list_models, released_model
 from mmcv import Config
 from mmdet.models import build_detector
 from torch import nn
@@ -25,6 +26,7 @@ CONFIGS = sorted(
 )
 
 
+RELEASED = [released_model(name) for name in list_models(task="detection")]
 Manifest = list[list[Any]]  # [key, shape, dtype] in the order of the state dict
 
 
@@ -96,5 +98,7 @@ def test_configuration_builds_the_released_model(config):
     built = [[key, list(v.shape), str(v.dtype).removeprefix("torch.")] for key, v in state.items()]
     name = next((n for n, entry in MANIFESTS.items() if entry["config"] == config), None)
     assert built == manifest(name or Path(config).stem)
+    count = sum(p.numel() for p in model.parameters())
     if name is not None:
-        assert sum(p.numel() for p in model.parameters()) == MANIFESTS[name]["params"]
+        assert count == MANIFESTS[name]["params"]
+    assert {row.params for row in RELEASED if row.config == config} <= {count}
