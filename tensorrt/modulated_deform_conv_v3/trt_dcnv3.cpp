@@ -340,7 +340,8 @@ TRT_DCNV3_API void setLoggerFinder(nvinfer1::ILoggerFinder*) {}
 
 #if defined(TRT_DCNV3_REGISTER)
 // For a library that is loaded by other means (mmdeploy's): registered as the library is loaded.
-// This needs libnvinfer.
+// This needs libnvinfer, and headers of its major version: the registry's virtual functions differ
+// between TensorRT 10 and 11.
 namespace {
 using trt_dcnv3::Dcnv3PluginCreator;
 REGISTER_TENSORRT_PLUGIN(Dcnv3PluginCreator);

@@ -30,8 +30,11 @@ def _header_folders() -> list[Path]:
     return [folder for folder in folders if (folder / "NvInferRuntime.h").exists()]
 
 
+CUDA_HEADERS = Path(os.environ.get("CUDA_HOME") or "/usr/local/cuda") / "include"
 HEADERS = _header_folders()
 NO_HEADERS = "needs TensorRT's headers: set TENSORRT_INCLUDE_DIR"
+if not (CUDA_HEADERS / "cuda_runtime_api.h").exists():  # TensorRT's include them
+    HEADERS, NO_HEADERS = [], f"needs CUDA's headers, none in {CUDA_HEADERS}: set CUDA_HOME"
 needs_gxx = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 # Without headers one test stays, to say why it skips.
 each_version = pytest.mark.parametrize(
@@ -39,13 +42,6 @@ each_version = pytest.mark.parametrize(
     HEADERS or [pytest.param(None, marks=pytest.mark.skip(reason=NO_HEADERS))],
     ids=lambda folder: folder.parent.name if folder else "no headers",
 )
-
-
-def _cuda_include() -> Path:
-    home = os.environ.get("CUDA_HOME") or "/usr/local/cuda"
-    if not (Path(home) / "include" / "cuda_runtime_api.h").exists():
-        pytest.skip(f"needs CUDA's headers: none in {home}/include, set CUDA_HOME")
-    return Path(home) / "include"
 
 
 def _gxx(output: Path, *arguments: str | Path) -> Path:
@@ -81,7 +77,7 @@ def emulated_plugin(builds, launcher_library):
         if headers not in built:
             built[headers] = _gxx(
                 builds / f"libplugin{len(built)}.so",
-                *("-shared", "-isystem", headers, "-isystem", _cuda_include()),
+                *("-shared", "-isystem", headers, "-isystem", CUDA_HEADERS),
                 *(PLUGIN / "trt_dcnv3.cpp", launcher_library, f"-Wl,-rpath,{builds}"),
             )
         return built[headers]
@@ -98,7 +94,7 @@ def harness_of(builds):
         if headers not in built:
             built[headers] = _gxx(
                 builds / f"harness{len(built)}",
-                *("-isystem", headers, "-isystem", _cuda_include()),
+                *("-isystem", headers, "-isystem", CUDA_HEADERS),
                 *(HERE / "plugin_harness.cpp", "-ldl"),
             )
         return built[headers]

@@ -4,9 +4,14 @@ Needs TensorRT's headers (see conftest.py), not TensorRT and not a GPU.
 """
 
 import itertools
+import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
-from conftest import HEADERS, NO_HEADERS, each_version
+import torch
+from conftest import CSRC, CUDA_HEADERS, HEADERS, HERE, NO_HEADERS, PLUGIN, each_version, needs_gxx
 from harness import TYPES, Harness, check, create, expected, geometry, listed, random_arguments
 
 FIELDS = (
@@ -156,3 +161,28 @@ def test_one_library_serves_other_versions(harness_of, emulated_plugin, tmp_path
         lines = ("fields", "recreate", "clone", "attach", "cache", "core", "names", "formats")
         answers.add(tuple(harness(create(shape), *lines, "shapes ?1 ?6 ?7 8")))
     assert len(answers) == 1
+
+
+@needs_gxx
+@each_version
+def test_registers_itself_in_mmdeploy(headers):
+    """The variant for a library that others load, in the C++ that mmdeploy asks for."""
+    command = ["g++", "-std=c++14", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
+    command += ["-DTRT_DCNV3_REGISTER", "-isystem", headers, "-isystem", CUDA_HEADERS]
+    subprocess.run([*command, PLUGIN / "trt_dcnv3.cpp"], check=True)
+
+
+@needs_gxx
+@pytest.mark.skipif(not HEADERS, reason=NO_HEADERS)
+def test_files_that_mmdeploy_needs(tmp_path):
+    """The README's copy compiles by itself: no other file of this repository is included."""
+    patterns = re.findall(r"ops_dcnv3/csrc/(\S+)", (PLUGIN / "README.md").read_text())
+    assert len(patterns) == 2
+    for file in (*PLUGIN.glob("trt_*"), *(f for name in patterns for f in CSRC.glob(name))):
+        shutil.copy(file, tmp_path)
+    flags = ["-std=c++17", "-fsyntax-only", "-w", "-isystem", HEADERS[0], "-isystem", CUDA_HEADERS]
+    subprocess.run(["g++", *flags, tmp_path / "trt_dcnv3.cpp"], check=True)
+    torch_headers = Path(torch.__file__).parent / "include"
+    emulated = [f"-I{HERE / 'emulated'}", "-isystem", torch_headers, "-x", "c++"]
+    source = tmp_path / "trt_dcnv3_launcher.cu"
+    subprocess.run(["g++", *flags[:3], *emulated, source], check=True)
