@@ -22,6 +22,18 @@ logger = logging.getLogger("mmdet.data")  # below mmdet's own: rank 0 speaks, th
 
 __all__ = ["DatasetError", "build_data", "check_data"]
 
+# what mmdet and pycocotools stumble over in annotation files that are not what they should be
+_BUILD_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    OSError,
+    SyntaxError,  # xml
+    TypeError,
+    ValueError,
+)
+
 # parts of a model that have a `num_classes` of another meaning
 _NOT_HEADS = ("backbone", "rpn_head", "train_cfg", "test_cfg")
 
@@ -69,9 +81,7 @@ def build_data(cfg: Any, data: Any, default_args: dict | None = None) -> Any:
 
     try:
         dataset = build_dataset(data, default_args)
-    except (OSError, LookupError, ValueError, AssertionError, TypeError, AttributeError) as error:
-        raise DatasetError(diagnose(cfg, data, error)) from error
-    except ZeroDivisionError as error:
+    except _BUILD_ERRORS as error:
         raise DatasetError(diagnose(cfg, data, error)) from error
     check_data(cfg, dataset)
     return dataset
@@ -134,8 +144,14 @@ def _check_not_empty(leaf: Any, where: str) -> None:
     source = f"{where}: no image is left of {leaf.ann_file}"
     if leaf.test_mode:
         raise DatasetError(f"{source}: it lists none; set {where}.ann_file to another file")
+    counts = ""
+    if isinstance(leaf, CocoDataset):
+        images = leaf.coco.dataset["images"]
+        small = sum(min(row["width"], row["height"]) < 32 for row in images)
+        boxes = len(leaf.coco.dataset.get("annotations", []))
+        counts = f" Of its {len(images)} images {small} are so small; it has {boxes} annotations."
     raise DatasetError(
         f"{source}: for training, images smaller than 32 pixels on a side and (with "
         f"filter_empty_gt=True) images without an object of the {len(leaf.CLASSES)} classes "
-        f"({listed(leaf.CLASSES)}) are dropped; check {where}.ann_file and {where}.classes"
+        f"({listed(leaf.CLASSES)}) are dropped.{counts} Check {where}.ann_file and {where}.classes"
     )

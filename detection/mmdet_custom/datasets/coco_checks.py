@@ -25,12 +25,32 @@ def check_coco(leaf: Any, where: str, heads: list[tuple[str, int]]) -> None:
             that point to images or categories that do not exist, boxes that are not numbers.
     """
     content = leaf.coco.dataset
+    _check_tables(leaf, content)
     for key in ("info", "licenses"):  # pycocotools 2.0.10 needs info to load results
         content.setdefault(key, {} if key == "info" else [])
     _check_categories(leaf, where, heads)
     annotations = content.get("annotations", [])
     _check_ids(leaf, where, annotations)
     _check_boxes(leaf, where, annotations)
+
+
+def _check_tables(leaf: Any, content: dict) -> None:
+    """The json must have images with sizes, and categories."""
+    for table in ("images", "categories"):
+        if table not in content:
+            raise DatasetError(
+                f"{leaf.ann_file} is not a COCO json: it has no {table!r}, only "
+                f"{listed(sorted(content))}"
+            )
+        if not isinstance(content[table], list):
+            kind = type(content[table]).__name__
+            raise DatasetError(f"{leaf.ann_file}: {table!r} must be a list, it is a {kind}")
+    for i, row in enumerate(content["images"]):
+        if not (row.get("width", 0) > 0 and row.get("height", 0) > 0):
+            raise DatasetError(
+                f"{leaf.ann_file}: images[{i}] has the width {row.get('width')} and the height "
+                f"{row.get('height')}; both must be there, in pixels"
+            )
 
 
 def _check_categories(leaf: Any, where: str, heads: list[tuple[str, int]]) -> None:
@@ -42,6 +62,12 @@ def _check_categories(leaf: Any, where: str, heads: list[tuple[str, int]]) -> No
     if twice:
         raise DatasetError(f"{leaf.ann_file}: category names that occur twice: {listed(twice)}")
     unknown = [name for name in classes if name not in names]
+    if unknown and _is_published(leaf) and len(unknown) < len(classes) // 10:
+        logger.warning(
+            "%s: %d of the %d classes are spelt differently in %s: %s",
+            *(where, len(unknown), len(classes), leaf.ann_file, listed(unknown)),
+        )
+        return
     if unknown:
         counts = ", ".join(f"{place}={value}" for place, value in heads[:1])
         model = f"; the model has {counts}" if counts else ""
@@ -68,6 +94,11 @@ def _check_categories(leaf: Any, where: str, heads: list[tuple[str, int]]) -> No
         )
 
 
+def _is_published(leaf: Any) -> bool:
+    """Whether the class names are mmdet's own for a data set other than COCO's default."""
+    return leaf.CLASSES is type(leaf).CLASSES and type(leaf).__name__.startswith("Objects365")
+
+
 def _lvis_names(leaf: Any, names: list[str]) -> list[str]:
     """mmdet numbers LVIS by id and spells some names differently: only the count must fit."""
     if len(leaf.cat_ids) == len(leaf.CLASSES):
@@ -88,8 +119,8 @@ def _check_ids(leaf: Any, where: str, annotations: list[dict]) -> None:
         lost = [row for row in annotations if row.get(key) not in known]
         if lost:
             raise DatasetError(
-                f"{leaf.ann_file}: {len(lost)} of {len(annotations)} annotations have a {key} that "
-                f"is not the id of one of the {len(known)} {table}, first: annotation "
+                f"{leaf.ann_file}: {len(lost)} of {len(annotations)} annotations have the {key} of "
+                f"none of the {len(known)} {table}, first: annotation "
                 f"{lost[0].get('id')} with {key} {lost[0].get(key)!r} (ids are "
                 f"{listed(sorted(known, key=str), 5)}); correct the json ({where})"
             )

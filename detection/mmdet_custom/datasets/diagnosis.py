@@ -82,8 +82,6 @@ def json_fault(path: str) -> str | None:
             lost = [key for key in keys if not isinstance(row, dict) or key not in row]
             if lost:
                 return f"{path}: {table}[{i}] has no {listed(lost)} (it is {str(row)[:120]})"
-            if table == "images" and not (row["width"] > 0 and row["height"] > 0):
-                return f"{path}: {table}[{i}] has the size {row['width']} x {row['height']}"
     ids = [row["id"] for row in content.get("annotations") or []]
     if len(set(ids)) != len(ids):
         return f"{path}: {len(ids) - len(set(ids))} ids of annotations occur more than once"

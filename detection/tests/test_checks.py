@@ -1,0 +1,228 @@
+"""Broken annotations: each is refused with a sentence that helps, or handled with a warning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_data import CONFIG, Made
+from mmcv import Config
+from mmdet.datasets import build_dataset
+from mmdet_custom.datasets.checks import DatasetError, build_data, check_data
+from torch import nn
+
+Change = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    return Made(tmp_path)
+
+
+def test_a_sound_data_set(made: Made, caplog: pytest.LogCaptureFixture) -> None:
+    assert len(made.build()) == len(made.build("val")) == 3
+    assert not [record for record in caplog.records if record.name == "mmdet.data"]
+
+
+# class names, heads, categories
+
+
+def test_forgotten_classes(made: Made) -> None:
+    """The most frequent mistake: own data with the 80 names of COCO."""
+    with pytest.raises(DatasetError) as error:
+        made.build(classes=None)
+    message = str(error.value)
+    assert "data.train: 77 of its 80 classes are not categories of" in message
+    assert "the json has 3 categories (cat, dog, horse)" in message
+    assert "set data.train.classes=('cat', 'dog', 'horse')" in message
+    assert "num_classes=3" in message
+
+
+def test_number_of_classes(made: Made) -> None:
+    cfg = made.cfg()
+    cfg.model.roi_head.mask_head.num_classes = 80
+    with pytest.raises(DatasetError) as error:
+        build_data(cfg, cfg.data.train)
+    message = str(error.value)
+    assert "model.roi_head.mask_head.num_classes=80" in message
+    assert "bbox_head" not in message
+    assert "data.train has 3 classes (cat, dog, horse); set num_classes=3" in message
+
+
+def test_number_of_classes_of_cascade_and_dino(made: Made) -> None:
+    cfg = made.cfg()
+    cfg.model = Config.fromfile(str(CONFIG.with_name("cascade_internimage_l_fpn_1x_coco.py"))).model
+    with pytest.raises(DatasetError, match=r"roi_head.bbox_head\[2\].num_classes=80"):
+        build_data(cfg, cfg.data.train)
+    name = "dino_4scale_internimage_t_1x_coco_layer_wise_lr.py"
+    cfg.model = Config.fromfile(str(CONFIG.with_name(name))).model
+    with pytest.raises(DatasetError, match=r"model.bbox_head.num_classes=80"):
+        build_data(cfg, cfg.data.train)
+
+
+def test_number_of_classes_of_a_built_model(made: Made) -> None:
+    model = nn.Module()
+    model.bbox_head = nn.Linear(1, 1)
+    model.bbox_head.num_classes = 4
+    model.backbone = nn.Linear(1, 1)
+    model.backbone.num_classes = 1000
+    cfg = made.cfg()
+    dataset = build_dataset(cfg.data.train)
+    with pytest.raises(DatasetError, match=r"model.bbox_head.num_classes=4, but data.train has 3"):
+        check_data(cfg, dataset, model)
+
+
+def test_misspelt_class(made: Made) -> None:
+    with pytest.raises(DatasetError, match=r"own.json: hors, did you mean 'horse'\?"):
+        made.build("val", classes=("cat", "dog", "hors"))
+
+
+def test_classes_in_another_order(made: Made) -> None:
+    """mmdet numbers classes as the json does, so that the names would be wrong in every picture."""
+    with pytest.raises(DatasetError, match=r"label 0 is 'cat' there, 'dog' in data.train.classes"):
+        made.build(classes=("dog", "cat", "horse"))
+
+
+def test_some_of_the_categories(made: Made, caplog: pytest.LogCaptureFixture) -> None:
+    """Training on a part of the classes is fine and said."""
+    cfg = made.cfg(classes=("cat", "horse"))
+    cfg.model.roi_head.bbox_head.num_classes = cfg.model.roi_head.mask_head.num_classes = 2
+    assert len(build_data(cfg, cfg.data.train)) == 3
+    assert "1 categories of" in caplog.text
+    assert "left out: dog" in caplog.text
+
+
+def test_one_class_without_comma(made: Made) -> None:
+    with pytest.raises(DatasetError, match=r"write classes=\('cat',\), with the comma"):
+        made.build(classes="cat")
+
+
+def test_class_named_twice(made: Made) -> None:
+    with pytest.raises(DatasetError, match="class names that occur twice: cat"):
+        made.build(classes=("cat", "cat", "dog"))
+
+
+def test_category_named_twice(made: Made) -> None:
+    made.content["categories"].append(dict(id=4, name="cat"))
+    with pytest.raises(DatasetError, match="category names that occur twice: cat"):
+        made.build()
+
+
+# the json
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("images"), r"not a COCO json: it has no 'images', only annotations"),
+        (lambda c: c.pop("categories"), r"it has no 'categories'"),
+        (lambda c: c["images"][1].pop("width"), r"images\[1\] has no width"),
+        (
+            lambda c: c["images"][1].update(width=0),
+            r"images\[1\] has the width 0 and the height 64",
+        ),
+        (lambda c: c["annotations"][2].pop("image_id"), r"annotations\[2\] has no image_id"),
+        (lambda c: c["annotations"][2].update(id=1), r"1 ids of annotations occur more than once"),
+        (lambda c: c.update(images={}), r"'images' must be a list, it is a dict"),
+    ],
+)
+def test_not_a_coco_json(made: Made, change: Change, message: str) -> None:
+    change(made.content)
+    with pytest.raises(DatasetError, match=message):
+        made.build()
+
+
+def test_truncated_json(made: Made) -> None:
+    cfg = made.cfg()
+    text = made.json.read_text()
+    made.json.write_text(text[: len(text) // 2])
+    with pytest.raises(DatasetError, match=r"own.json is not a whole json file: .* get it again"):
+        build_data(cfg, cfg.data.train)
+
+
+def test_json_that_is_a_list(made: Made) -> None:
+    made.content = []
+    with pytest.raises(DatasetError, match="is a list, not a COCO json"):
+        made.build()
+
+
+def test_missing_json(made: Made) -> None:
+    cfg = made.cfg()
+    made.json.unlink()
+    with pytest.raises(DatasetError, match=r"data.val: annotation file .*own.json does not exist"):
+        build_data(cfg, cfg.data.val, dict(test_mode=True))
+
+
+def test_unknown_type(made: Made) -> None:
+    with pytest.raises(DatasetError, match=r"'CocoDatset', did you mean 'CocoDataset'\?"):
+        made.build(type="CocoDatset")
+
+
+def test_json_without_info(made: Made) -> None:
+    """pycocotools 2.0.10 fails on it when it evaluates."""
+    made.content.pop("info")
+    dataset = made.build("val")
+    empty = [np.zeros((0, 5), dtype=np.float32)] * 2
+    boxes = np.array([[8, 8, 48, 48, 0.9]], dtype=np.float32)
+    assert dataset.evaluate([[boxes, *empty]] * 3, metric="bbox")["bbox_mAP"] == 0.5
+
+
+# annotations
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda row: row.update(category_id=7),
+            r"1 of 6 annotations have the category_id of none of the 3 categories, "
+            r"first: annotation 3 with category_id 7 \(ids are 1, 2, 3\)",
+        ),
+        (lambda row: row.update(image_id=9), r"1 of 6 annotations have the image_id of none .* 9"),
+        (lambda row: row.update(bbox=[math.nan, 0, 5, 5]), r"1 boxes are not four finite numbers"),
+        (lambda row: row.update(bbox=[1, 2, 3]), r"annotation 3 of image 2 with bbox \[1, 2, 3\]"),
+        (lambda row: row.update(bbox=["a", 2, 3, 4]), r"1 boxes are not four finite numbers"),
+        (lambda row: row.pop("area"), r"annotations have no 'area', first: annotation 3"),
+    ],
+)
+def test_broken_annotations(made: Made, change: Change, message: str) -> None:
+    change(made.content["annotations"][2])
+    with pytest.raises(DatasetError, match=message):
+        made.build()
+
+
+@pytest.mark.parametrize(
+    ("box", "message", "left"),
+    [
+        ([10, 10, 0, 20], "1 of 6 boxes are narrower than a pixel or of negative size", 1),
+        ([10, 10, -5, 20], "1 of 6 boxes are narrower than a pixel or of negative size", 1),
+        ([200, 10, 20, 20], "1 of 6 boxes lie outside their image", 1),
+        ([80, 40, 40, 40], "1 of 6 boxes reach over the border", 2),
+    ],
+)
+def test_odd_boxes(
+    made: Made, caplog: pytest.LogCaptureFixture, box: list[int], message: str, left: int
+) -> None:
+    made.content["annotations"][0]["bbox"] = box
+    sample = made.build()[0]
+    assert message in caplog.text
+    boxes = sample["gt_bboxes"].data
+    assert len(boxes) == left
+    assert (boxes[:, 2:] <= 96).all() and (boxes[:, :2] >= 0).all()
+
+
+def test_crowds_are_to_be_ignored(made: Made) -> None:
+    made.content["annotations"][0].update(iscrowd=1)
+    info = made.build().get_ann_info(0)
+    assert (len(info["bboxes"]), len(info["bboxes_ignore"])) == (1, 1)
+
+
+def test_no_box_to_train_on(made: Made) -> None:
+    for row in made.content["annotations"]:
+        row["iscrowd"] = 1
+    with pytest.raises(DatasetError, match="none of its 6 boxes can be trained on .* 6 crowds"):
+        made.build()
