@@ -13,7 +13,7 @@ import recipe
 import torch
 from mmcv import ConfigDict
 from mmdet.models import build_detector
-from mmdet_custom.models.dense_heads.test_time_augmentation import merge_augmented
+from mmdet_custom.models.dense_heads.augmented_results import merge_augmented
 from torch import Tensor, nn
 
 BOXES = torch.tensor([[5.0, 5, 40, 40], [10, 10, 60, 50], [30, 2, 90, 60]])
@@ -117,7 +117,9 @@ def test_small_images_use_fewer_queries(
     assert boxes[:, :4].min() >= 0
     assert boxes[:, :4].max() <= 1
     messages = [r.message for r in caplog.records if "tokens" in r.message]
-    assert messages == ["images have only 22 tokens, so that many of the 30 queries are used"]
+    assert messages == [
+        "images of this size have 22 tokens: only the first 22 of the 30 queries are used"
+    ]
     losses = model.train().forward_train(
         images, [recipe.single_meta(32, 32)], [BOXES[:1] / 2], [LABELS[:1]]
     )
@@ -189,6 +191,22 @@ def test_train_cfg_is_checked_and_unused_settings_are_named(
     cfg.train_cfg["asigner"] = {}
     with pytest.raises(TypeError, match="did you mean 'assigner'"):
         build_detector(cfg)
+
+
+def test_test_cfg_is_checked() -> None:
+    cfg = config()
+    cfg.test_cfg["score_thr"] = 0.1
+    with pytest.raises(TypeError, match="test_cfg: unknown setting 'score_thr'"):
+        build_detector(cfg)
+
+
+def test_odd_boxes_give_finite_losses(model: nn.Module) -> None:
+    """A point, a line, the whole image and one that reaches out of it."""
+    images, metas, _, _ = batch([1])
+    boxes = torch.tensor([[9.0, 9, 9, 9], [3, 9, 60, 9], [0, 0, 96, 64], [-20, -9, 120, 80]])
+    losses = model.train().forward_train(images, metas, [boxes], [torch.tensor([0, 1, 2, 3])])
+    assert all(loss.isfinite() for loss in losses.values())
+    assert all(grad.isfinite().all() for grad in gradients(model, losses).values())
 
 
 def test_neck_and_transformer_must_agree_on_the_levels() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..utils.dino_decoder import refine_boxes
 from ..utils.query_denoising import DenoisingQueries, build_dn_generator, check_keys
 from .dino_losses import DinoLosses
-from .test_time_augmentation import merge_augmented
+from .augmented_results import merge_augmented
 
 __all__ = ["DINOHead"]
 
@@ -111,6 +111,7 @@ class DINOHead(DinoLosses, DeformableDETRHead):
         )
         if not self.loss_cls.use_sigmoid:
             raise ValueError(f"{name}: loss_cls must have use_sigmoid=True")
+        check_keys("test_cfg", test_cfg or {}, ("max_per_img", "nms"))
         self.train_cfg = train_cfg
         if train_cfg:
             self.build_matching(train_cfg)
@@ -182,8 +183,9 @@ class DINOHead(DinoLosses, DeformableDETRHead):
         if count < self.num_query and not self.warned_about_tokens:
             self.warned_about_tokens = True
             logger.warning(
-                "images have only %d tokens, so that many of the %d queries are used",
+                "images of this size have %d tokens: only the first %d of the %d queries are used",
                 tokens,
+                count,
                 self.num_query,
             )
         return count

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,7 +47,7 @@ class DinoLosses:
             ``interm_`` losses of the encoder tokens, those of the last layer, ``dI.`` of the other
             layers, and all layers' ``dn_`` losses when there are denoising queries.
         """
-        with in_float32(all_cls_scores.device):
+        with torch.autocast(all_cls_scores.device.type, enabled=False):
             scores, enc_scores = at_least_float32(all_cls_scores), at_least_float32(enc_topk_scores)
             boxes, enc_boxes = at_least_float32(all_bbox_preds), at_least_float32(enc_topk_boxes)
             check_finite(type(self).__name__, scores, boxes)
@@ -140,13 +139,6 @@ def last_first(prefix: str, layers: Sequence[Sequence[Tensor]]) -> dict[str, Ten
 
 def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
-
-
-@contextlib.contextmanager
-def in_float32(device: torch.device) -> Iterator[None]:
-    """No autocast inside."""
-    with torch.autocast(device.type, enabled=False):
-        yield
 
 
 def check_finite(name: str, scores: Tensor, boxes: Tensor) -> None:
