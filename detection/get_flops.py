@@ -158,7 +158,9 @@ def build(config: Config) -> nn.Module:
     settings = ConfigDict(config.model.copy())
     settings.train_cfg = None
     with torch.device("meta"):
-        return build_detector(settings, test_cfg=config.get("test_cfg")).eval()
+        return (
+            build_detector(settings, test_cfg=config.get("test_cfg")).eval().requires_grad_(False)
+        )
 
 
 def count(model: nn.Module, height: int, width: int) -> list[Part]:

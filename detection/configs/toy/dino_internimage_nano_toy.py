@@ -4,9 +4,7 @@ attention = dict(embed_dims=64, num_heads=4, num_levels=3)
 ffn = dict(type="FFN", embed_dims=64, num_fcs=2, act_cfg=dict(type="ReLU", inplace=True))
 model = dict(
     backbone=dict(channels=16, depths=[1, 1, 2, 1], groups=[1, 2, 4, 8], mlp_ratio=2.0),
-    neck=dict(
-        in_channels=[32, 64, 128], out_channels=64, num_outs=3, norm_cfg=dict(num_groups=8)
-    ),
+    neck=dict(in_channels=[32, 64, 128], out_channels=64, num_outs=3, norm_cfg=dict(num_groups=8)),
     bbox_head=dict(
         num_query=30,
         num_classes=5,
@@ -17,12 +15,10 @@ model = dict(
             two_stage_num_proposals=30,
             encoder=dict(
                 num_layers=2,
-                transformerlayers=dict(
-                    attn_cfgs=attention, ffn_cfgs=ffn, feedforward_channels=256
-                ),
+                transformerlayers=dict(attn_cfgs=attention, ffn_cfgs=ffn, feedforward_channels=256),
             ),
             decoder=dict(
-                num_layers=3,
+                num_layers=2,
                 transformerlayers=dict(
                     attn_cfgs=[
                         dict(type="MultiheadAttention", embed_dims=64, num_heads=4, dropout=0.0),
@@ -41,7 +37,11 @@ data = dict(train=dict(pipeline={{_base_.box_pipeline}}))
 optimizer = dict(type="AdamW", lr=5e-4, weight_decay=1e-4)
 optimizer_config = dict(grad_clip=dict(max_norm=0.1, norm_type=2))
 lr_config = dict(
-    policy="CosineAnnealing", warmup="linear", warmup_iters=100, warmup_ratio=0.01, min_lr_ratio=0.01
+    policy="CosineAnnealing",
+    warmup="linear",
+    warmup_iters=100,
+    warmup_ratio=0.01,
+    min_lr_ratio=0.01,
 )
 runner = dict(type="EpochBasedRunner", max_epochs=30)
 evaluation = dict(interval=2, metric="bbox", save_best="bbox_mAP")

@@ -36,7 +36,11 @@ model = dict(
 optimizer = dict(type="AdamW", lr=1e-3, weight_decay=0.05)
 optimizer_config = dict(grad_clip=dict(max_norm=5.0, norm_type=2))
 lr_config = dict(
-    policy="CosineAnnealing", warmup="linear", warmup_iters=100, warmup_ratio=0.01, min_lr_ratio=0.01
+    policy="CosineAnnealing",
+    warmup="linear",
+    warmup_iters=100,
+    warmup_ratio=0.01,
+    min_lr_ratio=0.01,
 )
 runner = dict(type="EpochBasedRunner", max_epochs=10)
 evaluation = dict(interval=2, metric=["bbox", "segm"], save_best="bbox_mAP")
