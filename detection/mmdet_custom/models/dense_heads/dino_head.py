@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..utils.dino_decoder import refine_boxes
 from ..utils.query_denoising import DenoisingQueries, build_dn_generator, check_keys
-from .dino_losses import DinoLosses
 from .augmented_results import merge_augmented
+from .dino_losses import DinoLosses
 
 __all__ = ["DINOHead"]
 
