@@ -150,6 +150,9 @@ def test_wrong_arguments_of_the_head_are_named():
     config.decode_head.in_index = [1, 2, 3]
     with pytest.raises(ValueError, match="one entry per input"):
         build_segmentor(config)
+    model = build_segmentor({**segmentors.config("mask2former"), "type": "EncoderDecoder"})
+    with pytest.raises(ValueError, match="use the segmentor type 'EncoderDecoderMask2Former'"):
+        model.forward_train(recipe.images().float(), segmentors.metas(), segmentors.targets())
 
 
 @pytest.mark.parametrize("size", [(97, 131), (33, 40)], ids=str)

@@ -129,8 +129,15 @@ class Mask2FormerHead(DetectionMask2FormerHead):
             others (d0: before the first layer).
 
         Raises:
-            ValueError: a label is not below ``num_classes``, or labels and masks do not fit.
+            ValueError: a label is not below ``num_classes``, labels and masks do not fit, or the
+                head was built without ``train_cfg``.
         """
+        if not self.train_cfg:
+            raise ValueError(
+                "Mask2FormerHead needs train_cfg (points, assigner, sampler) to train: use the "
+                "segmentor type 'EncoderDecoderMask2Former' with a train_cfg; mmseg's "
+                "'EncoderDecoder' does not hand it on."
+            )
         if gt_labels is None or gt_masks is None:
             gt_labels, gt_masks = mask_targets(gt_semantic_seg, self.ignore_index)
         gt_masks = check_mask_targets(
