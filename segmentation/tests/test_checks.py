@@ -14,6 +14,7 @@ from mmcv import Config
 from mmseg_custom.datasets.checks import DatasetError, build_data, check_data
 from mmseg_custom.datasets.masks import MaskRules, check_pair, read_mask
 from PIL import Image
+from torch.utils.data import DataLoader
 
 FOLDER = Path(__file__).resolve().parents[1]
 CLASSES = ("sky", "road", "car")
@@ -211,6 +212,29 @@ def test_binary_masks_with_255_are_warned_of(folder, caplog, monkeypatch):
         write_mask(folder, labels, f"{i}.png")
     build(config(folder))
     assert "save the object as 1" in caplog.text
+
+
+def test_left_out_pictures_are_warned_of(folder, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("mmseg"), "propagate", True)
+    Image.fromarray(np.zeros((12, 16, 3), np.uint8)).save(folder / "images" / "5.png")
+    build(config(folder))
+    assert "left out: 5.png" in caplog.text
+
+
+def test_ignored_labels_differ(folder):
+    cfg = config(folder, ignore_index=0)
+    refused(cfg, "model.decode_head ignores label 255", "data.train ignores 0")
+    cfg.model.decode_head.ignore_index = 0
+    build(cfg)
+
+
+def test_an_error_in_a_worker_process_is_one_sentence(folder):
+    data = build(config(folder))
+    (folder / "images" / "3.jpg").write_bytes(b"no picture")
+    with pytest.raises(DatasetError) as caught:
+        list(DataLoader(data, num_workers=1, collate_fn=len))
+    assert str(caught.value).startswith(f"image {folder}/images/3.jpg cannot be read")
+    assert "Traceback" not in str(caught.value)
 
 
 def test_several_cityscapes_folders_train_together(folder):

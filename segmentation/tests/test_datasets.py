@@ -6,7 +6,7 @@ import mmseg_custom  # noqa: F401
 import numpy as np
 import pytest
 from mmseg.datasets import DATASETS, CustomDataset
-from mmseg_custom.datasets.checks import build_data, label_classes
+from mmseg_custom.datasets.checks import build_data, class_meta, label_classes
 from mmseg_custom.datasets.mapillary import MapillaryDataset
 from mmseg_custom.datasets.nyu_depth_v2 import NYUDepthV2Dataset, voc_colours
 from mmseg_custom.datasets.transforms import MAPILLARY_TO_CITYSCAPES, MapillaryHack
@@ -72,6 +72,7 @@ def test_mapillary_trains_on_19_classes_and_keeps_what_is_ignored(mapillary):
     data = build_data({"model": {"decode_head": {"num_classes": 19}}}, mapillary)
     assert len(data) == 2
     assert label_classes(data.datasets[0])[0] == "road"
+    assert len(class_meta(data)["CLASSES"]) == len(class_meta(data)["PALETTE"]) == 19
     assert data[1]["gt_semantic_seg"].data.tolist() == [[[0, 0, 255, 255], [11, 16, 255, 255]]]
 
 

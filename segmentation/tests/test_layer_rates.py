@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import importlib.util
 import json
 import sys
@@ -24,11 +25,11 @@ TABLES = json.loads(gzip.decompress((FOLDER / "tests/data/layer_rates.json.gz").
 
 
 def constructor():
-    """The module with the constructor, of this folder's mmcv_custom or of detection's."""
+    """The module of the constructor: this folder's, or detection's while this one has none."""
+    if (FOLDER / "mmcv_custom").is_dir():
+        return importlib.import_module("mmcv_custom.layer_decay_optimizer_constructor")
     if OPTIMIZER_BUILDERS.get(NAME) is None:
-        folders = [FOLDER / "mmcv_custom", FOLDER.parent / "detection" / "mmcv_custom"]
-        path = next(folder for folder in folders if folder.is_dir())
-        path = path / "layer_decay_optimizer_constructor.py"
+        path = FOLDER.parent / "detection/mmcv_custom/layer_decay_optimizer_constructor.py"
         spec = importlib.util.spec_from_file_location("layer_decay", path)
         module = sys.modules["layer_decay"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

@@ -6,6 +6,7 @@ failed. Both raise `DatasetError`. What can be lived with is a warning.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import os.path as osp
@@ -24,11 +25,12 @@ from .splits import leaf_configs, leaf_data_sets, split_name
 
 logger = logging.getLogger("mmseg.data")  # below mmseg's own: rank 0 speaks, the others are quiet
 
-__all__ = ["DatasetError", "build_data", "check_data", "check_files", "label_classes"]
+__all__ = ["DatasetError", "build_data", "check_data", "check_files", "class_meta", "label_classes"]
 
 MOST_LOOKUPS = 1000  # files looked up per data set: well under a second on a local disk
 SAMPLE = 16  # masks that are decoded
 _HEADS = ("decode_head", "auxiliary_head")
+_PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def check_data(cfg: Any, dataset: Any, model: nn.Module | None = None, files: bool = True) -> None:
@@ -48,14 +50,16 @@ def check_data(cfg: Any, dataset: Any, model: nn.Module | None = None, files: bo
             mask has another size than its image, colours instead of labels, or labels of no class.
     """
     heads = list(_class_counts(cfg, model))
+    _check_losses(cfg)
     for leaf in leaf_data_sets(dataset):
         where = split_name(cfg, leaf)
         _check_class_names(leaf, where)
         _check_heads(cfg, leaf, where, heads)
-        _check_class_weights(cfg)
         _check_not_empty(leaf, where)
+        _check_ignored_label(cfg, leaf, where)
         rules = mask_rules(cfg, leaf, where)
         if files:
+            _warn_of_other_suffixes(leaf, where)
             _check_missing(leaf, where)
             check_files(leaf, rules, spread(len(leaf), SAMPLE))
         name_broken_files(leaf, rules)
@@ -87,10 +91,17 @@ def label_classes(leaf: Any) -> tuple[str, ...]:
     These are `leaf.CLASSES`, unless a transform of the pipeline maps the labels to other classes
     and says so with an attribute `CLASSES` (`MapillaryHack`: 66 -> 19).
     """
-    names = leaf.CLASSES
+    return class_meta(leaf)["CLASSES"]
+
+
+def class_meta(dataset: Any) -> dict[str, Any]:
+    """`CLASSES` and `PALETTE` of what a model trained on a data set predicts, for checkpoints."""
+    leaf = next(leaf_data_sets(dataset))
+    meta = {"CLASSES": tuple(leaf.CLASSES), "PALETTE": leaf.PALETTE}
     for step in getattr(leaf.pipeline, "transforms", []):
-        names = getattr(step, "CLASSES", None) or names
-    return tuple(names)
+        if getattr(step, "CLASSES", None):
+            meta = {"CLASSES": tuple(step.CLASSES), "PALETTE": step.PALETTE}
+    return meta
 
 
 def mask_rules(cfg: Any, leaf: Any, where: str) -> MaskRules:
@@ -201,7 +212,7 @@ def _check_heads(cfg: Any, leaf: Any, where: str, heads: list[tuple[str, int]]) 
         )
 
 
-def _check_class_weights(cfg: Any) -> None:
+def _check_losses(cfg: Any) -> None:
     """A list of class weights must be as long as the head has outputs."""
     settings = cfg.get("model", {}) if cfg is not None else {}
     for name in _HEADS:
@@ -217,6 +228,38 @@ def _check_class_weights(cfg: Any) -> None:
                             f"model.{name}{suffix}.{loss}.class_weight has {len(weights)} values, "
                             f"but num_classes={needed - extra} needs {needed}{why}"
                         )
+
+
+def _check_ignored_label(cfg: Any, leaf: Any, where: str) -> None:
+    """Heads and data set must ignore the same label."""
+    settings = cfg.get("model", {}) if cfg is not None else {}
+    for name in _HEADS:
+        for suffix, head in _parts(settings.get(name)):
+            ignored = head.get("ignore_index", IGNORE)
+            if ignored != leaf.ignore_index:
+                raise DatasetError(
+                    f"model.{name}{suffix} ignores label {ignored} in training, {where} ignores "
+                    f"{leaf.ignore_index} in the evaluation: set ignore_index of both alike"
+                )
+
+
+def _warn_of_other_suffixes(leaf: Any, where: str) -> None:
+    """Pictures with another suffix (a.png beside *.jpg) are left out by mmseg without a word."""
+    if leaf.split is not None or not osp.isdir(leaf.img_dir):
+        return
+    with os.scandir(leaf.img_dir) as entries:
+        names = [entry.name for entry in itertools.islice(entries, MOST_LOOKUPS)]
+    others = [
+        name
+        for name in names
+        if name.lower().endswith(_PICTURES) and not name.endswith(leaf.img_suffix)
+    ]
+    if others:
+        logger.warning(
+            "%s: %s has pictures without the suffix %r, which are left out: %s; convert them, or "
+            "list all in a `split` file with one suffix per data set",
+            *(where, leaf.img_dir, leaf.img_suffix, listed(sorted(others), 3)),
+        )
 
 
 def _check_not_empty(leaf: Any, where: str) -> None:
