@@ -120,6 +120,13 @@ def test_missing_mask_is_named(folder):
     refused(config(folder), "1 of 4 masks", folder / "masks" / "1.png", "seg_map_suffix")
 
 
+def test_missing_masks_name_their_converter(folder):
+    part = dict(type="CityscapesDataset", classes=None, img_suffix=".jpg")
+    refused(config(folder, 19, **part), "4 of 4 masks", "_labelTrainIds.png", "cityscapes.py")
+    part.update(data_root="/nowhere")
+    refused(config(folder, 19, **part), "tools/convert_datasets/cityscapes.py")
+
+
 def test_mask_of_another_size(folder):
     write_mask(folder, np.zeros((16, 12), np.uint8))
     refused(config(folder), "2.png is 12 x 16", "2.jpg is 16 x 12")

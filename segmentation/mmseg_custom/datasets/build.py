@@ -24,6 +24,21 @@ FAILURES = (
     NotImplementedError,
 )
 
+# programs in tools/convert_datasets that make the folders a type reads
+CONVERTERS = {
+    "CityscapesDataset": "cityscapes.py",
+    "COCOStuffDataset": "coco_stuff10k.py or coco_stuff164k.py",
+    "MapillaryDataset": "mapillary.py",
+    "NYUDepthV2Dataset": "nyu_depth_v2.py",
+    "PascalContextDataset59": "pascal_context.py",
+}
+
+
+def converter_hint(kind: Any) -> str:
+    """Which program makes the files that a data set of type `kind` reads."""
+    name = CONVERTERS.get(kind if isinstance(kind, str) else getattr(kind, "__name__", ""))
+    return f"convert it with tools/convert_datasets/{name}, " if name else ""
+
 
 class TrainingFolders(ConcatDataset):
     """Several data sets with the same classes one after the other, for training only.
@@ -87,7 +102,7 @@ def diagnose(cfg: Any, data: Any, error: Exception) -> str:
                 what = "list of samples" if key == "split" else "folder"
                 return (
                     f"{where}: the {what} {osp.abspath(path)} does not exist; put the data there "
-                    f"(segmentation/README.md says where to get it and how to convert it) or set "
+                    f"(README.md says where to get it), {converter_hint(kind)}or set "
                     f"{where}.data_root (now {settings.get('data_root')!r}) or {where}.{key}"
                 )
     return f"data.{split} cannot be built: {type(error).__name__}: {error}"

@@ -17,7 +17,7 @@ import numpy as np
 from mmseg.datasets.pipelines import LoadAnnotations
 from torch import nn
 
-from .build import FAILURES, build, diagnose
+from .build import FAILURES, build, converter_hint, diagnose
 from .errors import DatasetError, listed
 from .masks import IGNORE, MaskRules, check_pair, pair_paths
 from .named_errors import NamedMask, name_broken_files
@@ -299,7 +299,10 @@ def _check_missing(leaf: Any, where: str) -> None:
             place += f"{where}.data_root (now {leaf.data_root!r}) and {where}.{key}"
         else:
             place = f"{where}.{key} is {folder!r} and {where}.{suffix} is "
-            place += f"{getattr(leaf, suffix)!r}: add the files or change one of the two"
+            place += (
+                f"{getattr(leaf, suffix)!r}: add the files, {converter_hint(type(leaf))}or change "
+            )
+            place += "one of the two"
         raise DatasetError(
             f"{where}: {len(missing)} of {len(paths)} {what}s looked up are missing, first "
             f"{missing[0]}; {place}"
