@@ -22,7 +22,8 @@ from recipes import GENERATED, Recipe, RecipeError
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# {source: [copies]}, relative to the repository's root; files only, compared byte for byte.
+# {source: [copies]}, relative to the repository's root; a folder stands for its Python files. Files
+# are compared byte for byte.
 COPIES: dict[str, list[str]] = {
     "LICENSE": ["ops_dcnv3/LICENSE"],
     # Task folders add their copy here when they are created.
@@ -34,8 +35,22 @@ COPIES: dict[str, list[str]] = {
         "detection/mmdet_custom/models/backbones/flash_intern_image.py",
         "segmentation/mmseg_custom/models/backbones/flash_intern_image.py",
     ],
+    "detection/mmcv_custom": ["segmentation/mmcv_custom"],
     "detection/tests/recipe.py": ["segmentation/tests/recipe.py"],
 }
+ALIKE = 0.5  # part of a source's lines that another file of its name must have to be called a copy
+
+
+def expand(root: Path, copies: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The table with every folder replaced by its Python files."""
+    table: dict[str, list[str]] = {}
+    for source, targets in copies.items():
+        if not (root / source).is_dir():
+            table[source] = targets
+            continue
+        for file in sorted((root / source).glob("*.py")):
+            table[f"{source}/{file.name}"] = [f"{target}/{file.name}" for target in targets]
+    return table
 
 
 def differing(root: Path, copies: dict[str, list[str]]) -> list[tuple[str, str]]:
@@ -80,12 +95,22 @@ def tracked_files(root: Path) -> list[str]:
 def unlisted(root: Path, copies: dict[str, list[str]], files: list[str]) -> list[tuple[str, str]]:
     """(source, file) pairs: Python files that look like a copy but are not in the table."""
     listed = set(copies) | {target for targets in copies.values() for target in targets}
-    by_name = {Path(source).name: source for source in copies if source.endswith(".py")}
     return [
-        (by_name[Path(file).name], file)
+        (source, file)
+        for source in copies
+        if source.endswith(".py")
         for file in files
-        if Path(file).name in by_name and file not in listed
+        if Path(file).name == Path(source).name and file not in listed
+        if _alike(root / source, root / file)
     ]
+
+
+def _alike(source: Path, file: Path) -> bool:
+    lines, others = (
+        {line.strip() for line in path.read_text("utf-8").splitlines()} - {""}
+        for path in (source, file)
+    )
+    return len(lines & others) >= ALIKE * len(lines) > 0
 
 
 def edited_by_hand(root: Path, target: str) -> bool:
@@ -141,6 +166,7 @@ def run(
 ) -> int:
     """Checks or writes; returns the exit code."""
     generated = generated or {}
+    copies = expand(root, copies)
     strays = unlisted(root, copies, tracked_files(root))
     for source, file in strays:
         print(f"{file} looks like a copy of {source}: list it in tools/sync.py or rename it")

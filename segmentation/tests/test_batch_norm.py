@@ -11,12 +11,12 @@ import segmentors
 import torch
 import torch.distributed as dist
 from mmcv import ConfigDict
-from mmseg.models import build_segmentor
-from mmseg_custom.models.batch_norm import (
+from mmcv_custom.batch_norm import (
     LocalBatchNorm2d,
     needs_local_batch_norm,
     use_local_batch_norm,
 )
+from mmseg.models import build_segmentor
 from torch import nn
 
 

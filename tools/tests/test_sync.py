@@ -12,13 +12,14 @@ import sync  # noqa: E402
 
 
 def test_the_repository_has_no_drift():
-    differing = sync.differing(sync.ROOT, sync.COPIES)
+    differing = sync.differing(sync.ROOT, sync.expand(sync.ROOT, sync.COPIES))
     assert not differing, f"{differing} differ: run `make sync`"
 
 
 @pytest.mark.skipif(not (sync.ROOT / ".git").exists(), reason="not a git checkout")
 def test_the_repository_has_no_unlisted_copy():
-    strays = sync.unlisted(sync.ROOT, sync.COPIES, sync.tracked_files(sync.ROOT))
+    table = sync.expand(sync.ROOT, sync.COPIES)
+    strays = sync.unlisted(sync.ROOT, table, sync.tracked_files(sync.ROOT))
     assert not strays, f"list these in tools/sync.py: {strays}"
 
 
@@ -81,6 +82,25 @@ def test_an_unlisted_copy_is_found(tree, capsys):
     sync.run(tree, COPIES, check=False, force=False)
     assert sync.run(tree, COPIES, check=True, force=False) == 1
     assert "e/model.py looks like a copy of a/model.py" in capsys.readouterr().out
+
+
+def test_a_drifted_copy_is_found_and_a_namesake_is_not(tree):
+    (tree / "a/model.py").write_text("x = 1\ny = 2\nz = 3\n")
+    for folder, text in (("e", "x = 1\ny = 2\nz = 4\n"), ("f", "import os\n\nx = 1\n")):
+        (tree / folder).mkdir()
+        (tree / folder / "model.py").write_text(text)
+    found = sync.unlisted(tree, COPIES, sync.tracked_files(tree))
+    assert found == [("a/model.py", "e/model.py")]
+
+
+def test_a_folder_stands_for_its_files(tree):
+    (tree / "a/other.py").write_text("y = 2\n")
+    assert sync.run(tree, {"a": ["g"]}, check=False, force=False) == 1  # b/model.py is not listed
+    assert (tree / "g/other.py").read_text() == "y = 2\n"
+    assert sync.expand(tree, {"a": ["g"]})["a/model.py"] == ["g/model.py"]
+    assert sync.run(tree, {"a": ["b", "g"]}, check=True, force=False) == 1  # b/other.py is missing
+    sync.run(tree, {"a": ["b", "g"]}, check=False, force=False)
+    assert sync.run(tree, {"a": ["b", "g"]}, check=True, force=False) == 0
 
 
 def test_a_missing_source_is_an_error(tree):
