@@ -21,6 +21,7 @@ from internimage.weights import (
     core_op,
     describe,
     extract_state,
+    is_joint,
     load_weights,
 )
 from mmcv.utils import print_log
@@ -75,7 +76,8 @@ def load_backbone(backbone: nn.Module, path: str) -> LoadReport:
     """
     source = str(path)
     state = extract_state(load_file(fetch(source)), source)
-    _refuse_other_models(backbone, state, source)
+    if not is_joint(state):  # which has other names; load_weights knows them
+        _refuse_other_models(backbone, state, source)
     if hasattr(backbone, "spread_pretrained"):
         state = backbone.spread_pretrained(state)
     composite_lacks = getattr(backbone, "may_lack", lambda key: False)

@@ -124,6 +124,19 @@ def test_backbone_variants_compute_the_same(config, change, images):
         torch.testing.assert_close(other_grads[name], grad, rtol=1e-9, atol=1e-9, msg=name)
 
 
+@pytest.mark.parametrize("config", [TINY, CB_TINY], ids=["one", "composite"])
+def test_backbone_trains_in_mixed_precision(config, images):
+    model = build(**config).float()
+    plain = flattened(model(images.float()))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = flattened(model.train()(images.float()))
+    for ours, theirs in zip(mixed, plain, strict=True):
+        error = (ours - theirs).norm() / theirs.norm()
+        assert 1e-4 < error < 0.05  # bfloat16 has 8 bits; each map is some ten layers deep
+    sum(x.float().sum() for x in mixed).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
 def test_backbone_checkpointing_recomputes_the_blocks(images):
     model = build(**TINY, with_cp=True).train()
     calls = []
@@ -178,6 +191,8 @@ def test_composite_starts_as_two_equal_trunks(images):
     first, lead = model(images)
     for ours, theirs in zip(first, lead, strict=True):
         torch.testing.assert_close(theirs, ours, rtol=0, atol=0)
+    joined = build_backbone({**CB_TINY, "cb_zero_init": False})
+    assert all((joined.cb_modules[1].gate(i) == 1).all() for i in range(4))
 
 
 def test_composite_rounds_its_gates_to_float16(images):

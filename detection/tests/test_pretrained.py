@@ -121,6 +121,15 @@ def test_pretrained_drops_the_centre_point_for_a_model_without(tmp_path):
     assert torch.equal(backbone.state_dict()[key], full[kept])
 
 
+def test_pretrained_takes_joint_image_text_checkpoints(tmp_path):
+    state = {f"visual.dcnv3.{key}": value for key, value in classifier().items()}
+    path = save(tmp_path / "a.pth", {"module": {**state, "text.mask_token": torch.ones(1, 2)}})
+    backbone = build_backbone(TINY)
+    report = load_backbone(backbone, path)
+    assert_loaded(backbone)
+    assert not report.missing and "joint image-text" in report.notes[0]
+
+
 def test_pretrained_starts_both_trunks_of_a_composite(tmp_path, caplog):
     path = save(tmp_path / "a.pth", {"model": classifier()})
     config = {**CB_TINY, "init_cfg": {"type": "Pretrained", "checkpoint": path}}

@@ -33,12 +33,12 @@ ALL_LEVELS = (0, 1, 2, 3)
 class LeadTrunk(Trunk):
     """A trunk without stem whose levels also take the gated features of another trunk."""
 
-    def __init__(self, round_gates: bool, **trunk: Any) -> None:
+    def __init__(self, first_gate: float, round_gates: bool, **trunk: Any) -> None:
         super().__init__(**trunk)
         self.round_gates = round_gates
         self.patch_embed = nn.Identity()
         for i, width in enumerate(self.level_channels):
-            self.register_parameter(f"gamma{i}", nn.Parameter(torch.zeros(width)))
+            self.register_parameter(f"gamma{i}", nn.Parameter(torch.full((width,), first_gate)))
 
     def gate(self, level: int) -> Tensor:
         """(C_i,) the gate of a level, by default rounded to float16."""
@@ -73,6 +73,7 @@ class CBInternImage(Pretrainable, BaseModule):
     Args:
         out_indices: the levels of each trunk. Both lists are cut to those of the second, as in the
             original; `out_indices[0]` must contain them.
+        cb_zero_init: start the gates at zero, as all released models did; False: at one.
         round_gates: round the gates to float16 where they are used. The original does so in every
             precision, and the released weights were trained with it; their gradients are rounded
             with them. False for gates in the precision of the model.
@@ -88,6 +89,7 @@ class CBInternImage(Pretrainable, BaseModule):
         self,
         *,
         out_indices: Sequence[Sequence[int]] = (ALL_LEVELS, ALL_LEVELS),
+        cb_zero_init: bool = True,
         round_gates: bool = True,
         pretrained: str | None = None,
         init_cfg: Any = None,
@@ -101,7 +103,8 @@ class CBInternImage(Pretrainable, BaseModule):
                 f"the first, such as [[0, 1, 2, 3], [1, 2, 3]]; got {out_indices!r}"
             )
         first = Trunk(**trunk, out_indices=out_indices[0])
-        lead = LeadTrunk(round_gates, **trunk, out_indices=out_indices[1])
+        first_gate = 0.0 if cb_zero_init else 1.0
+        lead = LeadTrunk(first_gate, round_gates, **trunk, out_indices=out_indices[1])
         self.cb_modules = nn.ModuleList([first, lead])
         self.channels, self.depths, self.groups = first.channels, first.depths, first.groups
         self.level_channels = widths = first.level_channels
