@@ -263,6 +263,9 @@ def records(result: Any, names: Sequence[str], threshold: float) -> list[dict[st
 
 def draw(model: nn.Module, image: np.ndarray, result: Any, args: argparse.Namespace) -> np.ndarray:
     """The image with boxes, masks and names; lines and letters grow with it."""
+    boxes = result[0] if isinstance(result, tuple) else result
+    if not any((rows[:, 4] > args.score_thr).any() for rows in boxes):
+        return image
     scale = min(image.shape[:2]) / 600
     colours = get_palette(args.palette, len(model.CLASSES))
     return model.show_result(
@@ -305,7 +308,7 @@ def process_video(model: nn.Module, job: Job, args: argparse.Namespace, log: Tex
     if not video.isOpened() or min(size) < 1:
         raise ValueError(f"{job.source}: not a video that can be read")
     codec = cv2.VideoWriter_fourcc(*CODECS[job.target.suffix.lower()])
-    count = 0
+    count, number = 0, -1
     with replacing(job.target) as temporary:
         writer = cv2.VideoWriter(str(temporary), codec, video.get(cv2.CAP_PROP_FPS) or 25, size)
         if not writer.isOpened():
@@ -317,7 +320,7 @@ def process_video(model: nn.Module, job: Job, args: argparse.Namespace, log: Tex
             writer.write(draw(model, frame, result, args))
             count += note(model, job, frame, result, args, log, number)
         writer.release()
-        if not shown.n:
+        if number < 0:
             raise ValueError(f"{job.source}: the video has no frame that can be read")
     return count
 
