@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -46,6 +47,12 @@ def prepare_config(cfg: Any) -> None:
             heads = cfg.model.get(name) or []
             for head in heads if isinstance(heads, (list, tuple)) else [heads]:
                 head["num_classes"] = released["num_classes"]
+
+
+def prepare_model(cfg: Any, model: nn.Module) -> None:
+    """Lets `load_checkpoint` cut released heads for `model`: sets its `revise_weights`."""
+    if cfg.get("released_head"):
+        model.revise_weights = partial(trim_heads, released=dict(cfg.released_head))
 
 
 def trim_heads(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from internimage.cli import run_program
 from mmcv import Config
 from mmseg_custom.datasets.checks import DatasetError, build_data, check_data
@@ -83,6 +84,18 @@ def test_class_count_of_a_list_of_heads(folder):
     cfg = config(folder)
     cfg.model.auxiliary_head = [dict(num_classes=3), dict(num_classes=5)]
     refused(cfg, "model.auxiliary_head[1].num_classes=5")
+
+
+def test_class_count_of_a_built_model(folder):
+    cfg = config(folder)
+    data = build(cfg)
+    model = torch.nn.Module()
+    model.decode_head = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Identity()])
+    model.decode_head[1].num_classes = 4
+    with pytest.raises(DatasetError, match=r"model\.decode_head\[1\]\.num_classes=4"):
+        check_data(cfg, data, model)
+    model.decode_head[1].num_classes = 3
+    check_data(cfg, data, model)
 
 
 def test_class_weights_as_long_as_the_head(folder):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import mmseg_custom  # noqa: F401
+import numpy as np
 import pytest
 import torch
 from mmcv import Config
+from mmseg.datasets import CityscapesDataset
 from mmseg.models.builder import HEADS
-from mmseg_custom.released_heads import prepare_config, trim_heads
+from mmseg_custom.released_heads import prepare_config, prepare_model, trim_heads
+from PIL import Image
 from torch import nn
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -75,6 +79,31 @@ def test_other_modes_change_nothing(models, released):
     full, small = models
     weights = trim_heads(full.state_dict(), {}, small, released)
     assert weights["decode_head.conv_seg.weight"].shape[0] == 150
+
+
+def test_a_model_brings_its_own_revision(models):
+    full, small = models
+    prepare_model(Config(dict(released_head=RELEASED)), small)
+    weights = small.revise_weights(full.state_dict(), {}, small)
+    assert weights["decode_head.conv_seg.weight"].shape[0] == 19
+    pickle.loads(pickle.dumps(small))  # hooks copy models
+    prepare_model(Config({}), full)
+    assert not hasattr(full, "revise_weights")
+
+
+def test_an_untrained_output_counts_as_missed(tmp_path):
+    """What the evaluation makes of the 131 outputs that mode "keep" has."""
+    write_labels(tmp_path / "a_gtFine_labelTrainIds.png", [[0, 0], [1, 1]])
+    data = CityscapesDataset(img_dir=str(tmp_path), ann_dir=str(tmp_path), pipeline=[])
+    data.img_infos = [dict(filename="a.png", ann=dict(seg_map="a_gtFine_labelTrainIds.png"))]
+    kept = data.evaluate(data.pre_eval(np.array([[0, 77], [1, 1]]), 0))
+    wrong = data.evaluate(data.pre_eval(np.array([[0, 1], [1, 1]]), 0))
+    assert (kept["IoU.road"], kept["IoU.sidewalk"]) == (0.5, 1.0)
+    assert (wrong["IoU.road"], wrong["IoU.sidewalk"]) == (0.5, pytest.approx(2 / 3, abs=1e-3))
+
+
+def write_labels(path, rows):
+    Image.fromarray(np.array(rows, np.uint8)).save(path)
 
 
 def test_keep_builds_the_released_heads():

@@ -179,8 +179,9 @@ def _class_counts(cfg: Any, model: nn.Module | None) -> Iterator[tuple[str, int]
     for name in _HEADS:
         part = settings.get(name) if model is None else getattr(model, name, None)
         for suffix, head in _parts(part):
-            get = head.get if isinstance(head, dict) else lambda key, head=head: getattr(head, key)
-            if isinstance(count := get("num_classes"), int):
+            is_config = isinstance(head, dict)
+            count = head.get("num_classes") if is_config else getattr(head, "num_classes", None)
+            if isinstance(count, int):
                 yield f"model.{name}{suffix}.num_classes", count
 
 
