@@ -1,6 +1,6 @@
 """The released Cityscapes and Mapillary models have heads for 150 classes; their data has 19.
 
-The configs build 19 outputs and say `released_head = dict(num_classes=150, mode=...)`:
+The configs build 19 outputs and say `released_head = dict(num_classes=150, trained=19, mode=...)`:
 
     trim     (the configs' setting) of a 150-way head in a checkpoint the first 19 rows are loaded.
              A pixel gets the best of the 19 classes.
@@ -68,7 +68,7 @@ def trim_heads(
 
     Returns:
         new mapping; `conv_seg` rows (num_classes, C, 1, 1) and biases (num_classes,) are cut if the
-        file has exactly `released.num_classes` of them, the model fewer, and C fits.
+        file has `released.num_classes` of them, the model `released.trained`, and C fits.
     """
     weights = dict(weights)
     if not released or released.get("mode", "trim") != "trim":
@@ -80,7 +80,7 @@ def trim_heads(
             continue
         rows = len(wanted[name])
         fits = value.shape[1:] == wanted[name].shape[1:]
-        if len(value) == count and rows < count and fits:
+        if (len(value), rows) == (count, released["trained"]) and fits:
             cut.append((name, rows))
     if cut and len(meta.get("CLASSES") or ()) == count:
         logger.warning(

@@ -163,7 +163,7 @@ def test_heads_fit_the_data_sets(config):
             if head in cfg.model:
                 assert cfg.model[head].num_classes == len(names)
     kept = fact.get("released_num_classes")
-    assert cfg.get("released_head") == (kept and dict(num_classes=kept, mode="trim"))
+    assert cfg.get("released_head") == (kept and dict(num_classes=kept, trained=19, mode="trim"))
 
 
 @pytest.mark.parametrize("name", [name for name in sorted(FACTS) if "mask2former" in name])

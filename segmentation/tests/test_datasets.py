@@ -114,3 +114,17 @@ def test_evaluation_counts_nyu_classes_right(tmp_path):
     result = data.evaluate(data.pre_eval(right, 0), metric="mIoU")
     assert result["mIoU"] == 1.0
     assert result["IoU.wall"] == 1.0
+
+
+def test_predictions_are_written_in_the_numbering_of_the_masks(tmp_path):
+    write(tmp_path / "image" / "sub" / "a.png", np.zeros((2, 4, 3)))
+    (tmp_path / "test.txt").write_text("sub/a\n")
+    options = dict(data_root=str(tmp_path), img_dir="image", pipeline=[])
+    data = NYUDepthV2Dataset(split="test.txt", **options)
+    result = np.array([[0, 39], [1, 2]])
+    (path,) = data.format_results([result], str(tmp_path / "out"), indices=[0])
+    assert path == str(tmp_path / "out" / "sub" / "a.png")
+    assert np.array(Image.open(path)).tolist() == [[1, 40], [2, 3]]
+    data = MapillaryDataset(img_suffix=".png", **options)
+    data.format_results([result], str(tmp_path / "out"))
+    assert np.array(Image.open(path)).tolist() == result.tolist()

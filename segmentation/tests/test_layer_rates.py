@@ -3,41 +3,26 @@
 from __future__ import annotations
 
 import gzip
-import importlib
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import mmseg_custom  # noqa: F401
 import pytest
 import torch
 from mmcv import Config
-from mmcv.runner import OPTIMIZER_BUILDERS, build_optimizer
+from mmcv.runner import build_optimizer
+from mmcv_custom.layer_decay_optimizer_constructor import LayerDecay
 from mmseg.models import build_backbone, build_segmentor
 
 FOLDER = Path(__file__).resolve().parents[1]
 CONFIGS = FOLDER / "configs"
-NAME = "CustomLayerDecayOptimizerConstructor"
 # groups of parameters that the original implementation made for three trunks:
 # [name, learning rate over the base learning rate, weight decay], and the group of each parameter
 TABLES = json.loads(gzip.decompress((FOLDER / "tests/data/layer_rates.json.gz").read_bytes()))
 
 
-def constructor():
-    """The module of the constructor: this folder's, or detection's while this one has none."""
-    if (FOLDER / "mmcv_custom").is_dir():
-        return importlib.import_module("mmcv_custom.layer_decay_optimizer_constructor")
-    if OPTIMIZER_BUILDERS.get(NAME) is None:
-        path = FOLDER.parent / "detection/mmcv_custom/layer_decay_optimizer_constructor.py"
-        spec = importlib.util.spec_from_file_location("layer_decay", path)
-        module = sys.modules["layer_decay"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[OPTIMIZER_BUILDERS.get(NAME).__module__]
-
-
 def rule_of(config):
-    return constructor().LayerDecay.from_config(config.optimizer.paramwise_cfg)
+    return LayerDecay.from_config(config.optimizer.paramwise_cfg)
 
 
 CASES = [
@@ -103,7 +88,6 @@ def test_an_optimizer_of_a_whole_model():
     for head in (model.decode_head, model.auxiliary_head):
         head.norm_cfg = dict(type="BN")
     model = build_segmentor(model)
-    constructor()
     config.optimizer.paramwise_cfg.update(num_layers=5, depths=[1, 1, 2, 1])
     optimizer = build_optimizer(model, config.optimizer)
     assert optimizer.defaults["betas"] == (0.9, 0.999)

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-RELEASED = dict(num_classes=150, mode="trim")
+RELEASED = dict(num_classes=150, trained=19, mode="trim")
 
 
 class Model(nn.Module):
@@ -64,6 +64,12 @@ def test_a_head_for_150_named_classes_is_left_alone(models):
     weights = trim_heads(
         full.state_dict(), {"CLASSES": [str(i) for i in range(150)]}, small, RELEASED
     )
+    assert weights["decode_head.conv_seg.weight"].shape[0] == 150
+
+
+def test_a_model_for_other_classes_is_left_alone(models):
+    """Three classes of one's own are not road, sidewalk and building."""
+    weights = trim_heads(models[0].state_dict(), {"CLASSES": ["x"] * 19}, Model(3), RELEASED)
     assert weights["decode_head.conv_seg.weight"].shape[0] == 150
 
 

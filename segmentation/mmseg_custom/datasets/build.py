@@ -102,7 +102,7 @@ def diagnose(cfg: Any, data: Any, error: Exception) -> str:
                 what = "list of samples" if key == "split" else "folder"
                 return (
                     f"{where}: the {what} {osp.abspath(path)} does not exist; put the data there "
-                    f"(README.md says where to get it), {converter_hint(kind)}or set "
+                    f"(docs/segmentation_data.md says how), {converter_hint(kind)}or set "
                     f"{where}.data_root (now {settings.get('data_root')!r}) or {where}.{key}"
                 )
     return f"data.{split} cannot be built: {type(error).__name__}: {error}"

@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 from mmseg.datasets import DATASETS, CustomDataset
 
+from .results import write_label_maps
+
 
 @DATASETS.register_module()
 class MapillaryDataset(CustomDataset):
@@ -105,3 +107,5 @@ class MapillaryDataset(CustomDataset):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"img_suffix": ".jpg", "seg_map_suffix": ".png", **options})
+
+    format_results = write_label_maps

@@ -6,6 +6,8 @@ from typing import Any
 
 from mmseg.datasets import DATASETS, CustomDataset
 
+from .results import write_label_maps
+
 
 def voc_colours(count: int) -> list[list[int]]:
     """The first colours of Pascal VOC's colour map, after black: (count, 3) RGB.
@@ -78,3 +80,5 @@ class NYUDepthV2Dataset(CustomDataset):
     def __init__(self, **options: Any) -> None:
         defaults = {"img_suffix": ".png", "seg_map_suffix": ".png", "reduce_zero_label": True}
         super().__init__(**{**defaults, **options})
+
+    format_results = write_label_maps
