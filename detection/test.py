@@ -33,9 +33,9 @@ from mmcv_custom.runtime import (
     chosen_gpu,
     load_config,
     naming_unknown_types,
+    reporting_errors,
     share_handlers,
     start_device,
-    unwrapping_worker_errors,
 )
 from mmdet.datasets import build_dataloader
 from mmdet.models import DETECTORS, build_detector
@@ -121,7 +121,7 @@ def test(args: argparse.Namespace) -> int:
     backend = cfg.get("dist_params", {}).get("backend")
     distributed = start_processes(args.launcher, cfg.device, backend)
     try:
-        with unwrapping_worker_errors():
+        with reporting_errors(logger):
             run(args, cfg, distributed, gpu_id)
     finally:
         stop_processes()

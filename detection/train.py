@@ -35,10 +35,10 @@ from mmcv_custom.runtime import (
     describe_environment,
     load_config,
     naming_unknown_types,
+    reporting_errors,
     set_amp,
     share_handlers,
     start_device,
-    unwrapping_worker_errors,
 )
 from mmdet.models import DETECTORS, build_detector
 from mmdet.utils import (
@@ -92,7 +92,7 @@ def train(args: argparse.Namespace) -> int:
     distributed = start_processes(args.launcher, cfg.device, backend)
     cfg.gpu_ids = range(get_dist_info()[1]) if distributed else [gpu_id]
     try:
-        with unwrapping_worker_errors():
+        with reporting_errors(logger):
             run(args, cfg, distributed)
     finally:
         stop_processes()

@@ -42,7 +42,7 @@ OPTIONAL_KEYS = (
     "tta_scales",
     "work_dir",
 )
-TYPO = 0.85  # difflib's ratio from which a new key is taken for a misspelt one
+TYPO = 0.8  # difflib's ratio from which a new key is taken for a misspelt one
 
 
 class ConfigError(ValueError):
@@ -203,7 +203,7 @@ def check_option(cfg: Config, key: str) -> None:
 
 def report_new_key(key: str, parents: list[str], part: str, place: dict) -> None:
     """Raises ConfigError when `part` looks like one of the keys of `place`, else warns."""
-    if not parents and part in OPTIONAL_KEYS:
+    if (not parents and part in OPTIONAL_KEYS) or part.endswith("_dataloader"):
         return
     known = [*place, *(() if parents else OPTIONAL_KEYS)]
     where = ".".join(parents) or "the config"
@@ -301,11 +301,20 @@ def naming_unknown_types(what: str, *registries: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unwrapping_worker_errors() -> Iterator[None]:
-    """Errors of a data loader's worker, without the traceback that torch puts around them."""
+def reporting_errors(log: logging.Logger) -> Iterator[None]:
+    """Lets errors through as one sentence each; where they came from goes to the log file.
+
+    Errors of a data loader's worker lose the traceback that torch puts into their text.
+    """
     try:
         yield
     except (ValueError, OSError) as error:
+        record = log.makeRecord(
+            log.name, logging.ERROR, __file__, 0, "the run ends here", (), sys.exc_info()
+        )
+        for handler in log.handlers:
+            if isinstance(handler, logging.FileHandler):
+                handler.handle(record)
         if "Original Traceback" not in str(error):
             raise
         last = str(error).strip().splitlines()[-1]

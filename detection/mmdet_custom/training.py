@@ -15,6 +15,9 @@ import mmdet.datasets.samplers.infinite_sampler as infinite_sampler
 import torch
 from mmcv import Config
 from mmcv.runner import (
+    HOOKS,
+    OPTIMIZER_BUILDERS,
+    OPTIMIZERS,
     BaseRunner,
     DistSamplerSeedHook,
     EpochBasedRunner,
@@ -76,7 +79,7 @@ def train_detector(
         find_unused_parameters=cfg.get("find_unused_parameters", False),
     )
     auto_scale_lr(cfg, distributed, logger)
-    with naming_unknown_types("the optimizer"):
+    with naming_unknown_types("the optimizer", OPTIMIZERS, OPTIMIZER_BUILDERS):
         optimizer = build_optimizer(model, cfg.optimizer)
     runner = build_runner(
         cfg.runner,
@@ -87,7 +90,7 @@ def train_detector(
         meta=meta,
     )
     runner.timestamp = timestamp
-    with naming_unknown_types("a hook"):
+    with naming_unknown_types("a hook", HOOKS):
         register_hooks(runner, cfg, distributed)
         if val_dataset is not None:
             register_evaluation(runner, val_dataset, cfg, distributed)
