@@ -162,6 +162,11 @@ def test_unknown_type(made: Made) -> None:
         made.build(type="CocoDatset")
 
 
+def test_unknown_step(made: Made) -> None:
+    with pytest.raises(DatasetError, match=r"unknown step 'Resise' .*, did you mean 'Resize'\?"):
+        made.build(pipeline=[dict(type="LoadImageFromFile"), dict(type="Resise")])
+
+
 def test_json_without_info(made: Made) -> None:
     """pycocotools 2.0.10 fails on it when it evaluates."""
     made.content.pop("info")

@@ -167,6 +167,9 @@ def test_the_data_set_evaluates(crowd: Any) -> None:
     assert found["bbox_mAP"] == 1.0  # COCO, too, lets the crowd region swallow a detection
     assert found["AP"] == found["JI"] == 1.0
     assert found["MR"] == pytest.approx(0, abs=1e-9)
+    nothing = crowd.evaluate([[np.zeros((0, 5))]] * 2, metric="bbox")
+    assert next(iter(nothing)) == "bbox_mAP"
+    assert (nothing["bbox_mAP"], nothing["MR"]) == (0.0, 1.0)
     only = crowd.evaluate([[np.zeros((0, 5))]] * 2, metric=["MR", "AP"])
     assert only == {"AP": 0.0, "MR": 1.0}
     with pytest.raises(ValueError, match="1 results for a data set of 2 images"):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from mmcv import Config
 from mmdet.datasets import CocoDataset, LVISV1Dataset, build_dataset
-from mmdet_custom.datasets.checks import build_data
+from mmdet_custom.datasets.checks import DatasetError, build_data
 from pycocotools import mask as masks
 
 create_crowd_anno = mini_data.tool("create_crowd_anno")
@@ -130,6 +130,19 @@ def test_openimages(root: Path) -> None:
     found = test.evaluate(pixels, metric="mAP")
     assert found["mAP"] == pytest.approx(1.0)
     assert test.evaluate(answers, metric="mAP")["mAP"] == 0.0
+    (root / "OpenImages" / "annotations" / "validation-image-metas.pkl").unlink()
+    with pytest.raises(DatasetError, match="metas.pkl does not exist, and evaluation needs it"):
+        check_test_data(cfg)
+    (root / "OpenImages" / "annotations" / "bbox_labels_600_hierarchy.json").unlink()
+    with pytest.raises(DatasetError, match=r"data.train.hierarchy_file .* does not exist"):
+        check_training_data(cfg)
+
+
+def test_voc_2012_test_before_its_preparation(root: Path) -> None:
+    mini_data.write_voc(root / "VOCdevkit" / "VOC2012test", "test", with_objects=False)
+    cfg = load("voc/dino_4scale_cbinternimage_h_objects365_voc12.py")
+    with pytest.raises(DatasetError, match=r"test0.xml does not exist, .* run tools/prepare_data"):
+        check_test_data(cfg)
 
 
 @pytest.mark.parametrize(("year", "name"), [(7, "VOC2007"), (12, "VOC2012test")])
@@ -144,6 +157,30 @@ def test_voc(root: Path, year: int, name: str) -> None:
     assert dataset.year == 2000 + year
     found = dataset.evaluate(right_answers(dataset), metric="mAP")
     assert found["mAP"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("<name>dog</name>", "<name>dogs</name>", "dogs, did you mean 'dog'?"),
+        ("<xmax>48</xmax>", "<xmax>8</xmax>", "of a dog has no area; correct or remove it"),
+        ("<xmax>48</xmax>", "<xmax>wide</xmax>", "must have numbers as xmin, ymin, xmax, ymax"),
+        ("</annotation>", "", "test1.xml is not a whole xml file"),
+    ],
+)
+def test_broken_voc(
+    root: Path, caplog: pytest.LogCaptureFixture, old: str, new: str, message: str
+) -> None:
+    mini_data.write_voc(root / "VOCdevkit" / "VOC2007", "test")
+    path = root / "VOCdevkit" / "VOC2007" / "Annotations" / "test1.xml"
+    path.write_text(path.read_text().replace(old, new))
+    cfg = load("voc/dino_4scale_cbinternimage_h_objects365_voc07.py")
+    try:
+        build_data(cfg, cfg.data.test, {"test_mode": True})
+    except DatasetError as error:
+        assert message in str(error)
+    else:
+        assert message in caplog.text
 
 
 def test_crowd_human(root: Path) -> None:

@@ -10,13 +10,14 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from mmdet.datasets import CocoDataset
+from mmdet.datasets import CocoDataset, OpenImagesDataset, XMLDataset
 from torch import nn
 
 from .coco_checks import check_coco
 from .errors import DatasetError, listed
 from .image_checks import check_images, name_broken_images
 from .splits import leaf_data_sets, split_name
+from .xml_checks import check_openimages, check_xml
 
 logger = logging.getLogger("mmdet.data")  # below mmdet's own: rank 0 speaks, the others are quiet
 
@@ -60,6 +61,10 @@ def check_data(cfg: Any, dataset: Any, model: nn.Module | None = None) -> None:
             check_coco(leaf, where, heads)
         _check_heads(leaf, where, heads)
         _check_not_empty(leaf, where)
+        if isinstance(leaf, XMLDataset):
+            check_xml(leaf, where)
+        elif isinstance(leaf, OpenImagesDataset):
+            check_openimages(leaf, where)
         check_images(leaf, where)
         name_broken_images(leaf)
 

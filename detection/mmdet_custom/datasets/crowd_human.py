@@ -59,6 +59,8 @@ class CrowdHumanDataset(CocoDataset):
         found: OrderedDict[str, float] = OrderedDict()
         if coco:
             found.update(super().evaluate(results, coco, logger=logger, **kwargs))
+            if "bbox" in coco and not found:  # nothing detected; save_best needs its key
+                found["bbox_mAP"] = 0.0
         own = CROWD_METRICS if "bbox" in metrics else [m for m in metrics if m in CROWD_METRICS]
         if own:
             found.update(self._evaluate_crowd(results, own, iou_thr))

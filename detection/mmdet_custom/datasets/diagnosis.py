@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os.path as osp
+import re
+import traceback
 from typing import Any
+from xml.etree import ElementTree
 
-from mmdet.datasets import DATASETS, CocoDataset
+from mmdet.datasets import DATASETS, PIPELINES, CocoDataset, XMLDataset
 
 from .errors import DatasetError, listed, nearest
 from .splits import annotation_files, leaf_configs
@@ -35,13 +38,21 @@ def diagnose(cfg: Any, data: Any, error: Exception) -> str:
         if kind is not None and DATASETS.get(kind) is None:
             known = sorted(DATASETS.module_dict)
             return f"{where}: unknown data set type {kind!r}{nearest(kind, known)}"
+        for key in ("label_file", "hierarchy_file", "proposal_file"):
+            path = settings.get(key)
+            if path and not osp.isfile(osp.join(settings.get("data_root") or "", path)):
+                return f"{where}.{key} {osp.abspath(path)} does not exist; put it there or set it"
         if isinstance(settings.get("classes"), str) and not osp.isfile(settings["classes"]):
             name = settings["classes"]
             return (
                 f"{where}: classes={name!r} is read as the name of a file with one class per line, "
                 f"which does not exist; for one class write classes=({name!r},), with the comma"
             )
-        for path in annotation_files(settings):
+        prefixes = settings.get("img_prefix") or ""
+        paths = annotation_files(settings)
+        if isinstance(prefixes, str):
+            prefixes = [prefixes] * len(paths)
+        for path, prefix in zip(paths, prefixes):
             if not osp.isfile(path):
                 return (
                     f"{where}: annotation file {osp.abspath(path)} does not exist; put the data "
@@ -50,11 +61,43 @@ def diagnose(cfg: Any, data: Any, error: Exception) -> str:
                 )
             if kind and issubclass(DATASETS.get(kind), CocoDataset):
                 fault = json_fault(path)
-                if fault:
-                    return f"{where}: {fault}"
+            elif kind and issubclass(DATASETS.get(kind), XMLDataset):
+                root = osp.join(settings.get("data_root") or "", prefix)
+                fault = xml_fault(path, osp.join(root, settings.get("ann_subdir", "Annotations")))
+            else:
+                continue
+            if fault:
+                return f"{where}: {fault}"
     if isinstance(error, DatasetError):
         return str(error)
-    return f"data.{split} cannot be built: {type(error).__name__}: {error}"
+    unknown = re.search(r"(\w+) is not in the pipeline registry", str(error))
+    if unknown:
+        name = unknown.group(1)
+        near = nearest(name, sorted(PIPELINES.module_dict))
+        return f"data.{split}: unknown step {name!r} in the pipeline{near}"
+    first = error.__context__ or error  # mmcv raises it anew, with the class as a prefix
+    place = traceback.extract_tb(first.__traceback__)[-1]
+    return (
+        f"data.{split} cannot be built: {type(first).__name__}: {str(first) or place.line} (in "
+        f"{osp.basename(place.filename)}, line {place.lineno})"
+    )
+
+
+def xml_fault(names: str, folder: str) -> str | None:
+    """What keeps a list of VOC-style annotations from being read, or None."""
+    with open(names, encoding="utf-8") as file:
+        for name in file.read().split():
+            path = osp.join(folder, f"{name}.xml")
+            if not osp.isfile(path):
+                return (
+                    f"{osp.abspath(path)} does not exist, but {names} lists {name}; for the test "
+                    "images of VOC 2012 run tools/prepare_dataset.py voc"
+                )
+            try:
+                ElementTree.parse(path)
+            except ElementTree.ParseError as error:
+                return f"{path} is not a whole xml file ({error}): get it again"
+    return None
 
 
 def json_fault(path: str) -> str | None:
