@@ -36,6 +36,7 @@ COPIES: dict[str, list[str]] = {
         "segmentation/mmseg_custom/models/backbones/flash_intern_image.py",
     ],
     "detection/mmcv_custom": ["segmentation/mmcv_custom"],
+    "detection/mmdet_custom/datasets/errors.py": ["segmentation/mmseg_custom/datasets/errors.py"],
     "detection/tests/recipe.py": ["segmentation/tests/recipe.py"],
 }
 ALIKE = 0.5  # part of a source's lines that another file of its name must have to be called a copy

@@ -14,7 +14,7 @@ from mmcv.parallel import MMDataParallel
 from mmcv.utils import get_logger
 from mmseg.datasets import build_dataloader
 from mmseg.models import build_segmentor
-from mmseg_custom.datasets.checks import build_data
+from mmseg_custom.datasets.checks import DatasetError, build_data
 from PIL import Image
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -105,3 +105,24 @@ def test_validation_pipeline(folder):
     right = data.get_gt_seg_map_by_idx(0).astype(np.int64) - 1
     result = data.evaluate(data.pre_eval(right, 0), metric=["mIoU", "mDice", "mFscore"])
     assert result["mIoU"] == result["mDice"] == result["mFscore"] == 1.0
+
+
+def test_the_documented_config_for_own_data(folder, monkeypatch):
+    """The example in docs/segmentation_data.md, with the pictures and masks of this test."""
+    text = (CONFIGS.parents[1] / "docs" / "segmentation_data.md").read_text()
+    example = text.split("# configs/own.py\n")[1].split("```")[0]
+    path = folder / "own.py"
+    path.write_text(example.replace("./cityscapes/", f"{CONFIGS}/cityscapes/"))
+    cfg = Config.fromfile(path)
+    for old, new in (("images", "images"), ("annotations", "masks")):
+        for split, short in (("training", "train"), ("validation", "val")):
+            (folder / "data" / "own" / new).mkdir(parents=True, exist_ok=True)
+            (folder / "data" / "own" / new / short).symlink_to(folder / old / split)
+    monkeypatch.chdir(folder)
+    with pytest.raises(DatasetError, match="holds label 3"):  # the fixture has 0..3
+        build_data(cfg, cfg.data.train)
+    for mask in folder.glob("annotations/*/*.png"):
+        Image.fromarray(np.minimum(np.array(Image.open(mask)), 2)).save(mask)
+    data = build_data(cfg, cfg.data.train)
+    assert data[0]["gt_semantic_seg"].data.shape == (1, 512, 1024)
+    assert len(build_data(cfg, cfg.data.val, dict(test_mode=True))) == 2

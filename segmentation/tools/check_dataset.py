@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import mmseg_custom  # noqa: F401
 from internimage.cli import ArgumentParser, run_program
 from mmcv import Config, DictAction
+from mmseg.utils import get_root_logger
 from mmseg_custom.datasets.checks import DatasetError, build_data, label_classes, mask_rules
 from mmseg_custom.datasets.masks import MaskRules, check_pair, pair_paths
 from mmseg_custom.datasets.splits import leaf_data_sets, split_name
@@ -80,7 +81,7 @@ def check_all(cfg: Config, leaf: Any, pool: multiprocessing.pool.Pool) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Checks the splits; 1 if anything is wrong."""
-    logging.getLogger("mmseg").setLevel(logging.WARNING)
+    get_root_logger(log_level=logging.WARNING)  # mmseg counts the images itself
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options)
     seen, faults = [], 0
