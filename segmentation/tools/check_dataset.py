@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import logging
 import multiprocessing
 import sys
@@ -51,19 +52,24 @@ def fault(pair: tuple[str, str], rules: MaskRules) -> tuple[str | None, list[int
         return str(error), []
 
 
-def check_all(cfg: Config, leaf: Any, pool: multiprocessing.pool.Pool) -> int:
+def check_all(cfg: Config, leaf: Any, workers: int) -> int:
     """Checks every sample of one data set, lists faults and classes; returns the fault count."""
     where = split_name(cfg, leaf)
     rules = mask_rules(cfg, leaf, where)
     pairs = [pair_paths(leaf, i) for i in range(len(leaf))]
     pairs = [pair for pair in pairs if pair[1] is not None]
-    results = pool.imap_unordered(partial(fault, rules=rules), pairs, chunksize=16)
     faults: list[str] = []
     occurs: collections.Counter[int] = collections.Counter()
-    for text, labels in tqdm(results, total=len(pairs), desc=where, unit="mask", mininterval=1):
-        occurs.update(labels)
-        if text is not None:
-            faults.append(text)
+    with contextlib.ExitStack() as stack:
+        run_all: Any = map
+        if workers > 1:
+            pool = stack.enter_context(multiprocessing.get_context("fork").Pool(workers))
+            run_all = partial(pool.imap_unordered, chunksize=16)
+        results = run_all(partial(fault, rules=rules), pairs)
+        for text, labels in tqdm(results, total=len(pairs), desc=where, unit="mask", mininterval=1):
+            occurs.update(labels)
+            if text is not None:
+                faults.append(text)
     for text in sorted(faults)[:MOST_SHOWN]:
         print(text)
     if len(faults) > MOST_SHOWN:
@@ -96,9 +102,8 @@ def run(args: argparse.Namespace) -> int:
         dataset = build_data(cfg, settings, default_args, files=not args.all)
         print(f"data.{split}: {len(dataset)} samples, {_classes(dataset)} classes")
         if args.all:
-            context = multiprocessing.get_context("fork")
-            with context.Pool(args.workers) as pool:
-                faults += sum(check_all(cfg, leaf, pool) for leaf in leaf_data_sets(dataset))
+            leaves = leaf_data_sets(dataset)
+            faults += sum(check_all(cfg, leaf, args.workers) for leaf in leaves)
     return int(faults > 0)
 
 
