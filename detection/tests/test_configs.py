@@ -15,6 +15,7 @@ import torch
 from mmcv import Config, ConfigDict
 from mmcv.runner import build_optimizer
 from mmdet.datasets.pipelines import Compose
+from mmdet.utils import update_data_root
 from torch import nn
 
 FOLDER = Path(__file__).parents[1]
@@ -163,6 +164,15 @@ def test_the_published_settings(name: str, resolved: dict[str, Config]) -> None:
     assert plain(resolved[name].data.val) == plain(resolved[name].data.test)
     for key, value in stored.items():
         assert described[key] == value, key
+
+
+def test_data_in_another_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mmdet's environment variable for it needs `data_root` in the config."""
+    monkeypatch.setenv("MMDET_DATASETS", "/mnt/lvis/")
+    cfg = Config.fromfile(str(FOLDER / "configs" / next(n for n in NAMES if "lvis_val" in n)))
+    update_data_root(cfg)
+    assert cfg.data.train.dataset.ann_file == "/mnt/lvis/annotations/lvis_v1_train.json"
+    assert cfg.data.test.img_prefix == "/mnt/lvis/"
 
 
 def test_every_config_has_an_entry() -> None:
@@ -357,3 +367,18 @@ def test_the_rates_of_the_optimizer(name: str, resolved: dict[str, Config]) -> N
             assert first == pytest.approx(expected)
     else:
         assert first == pytest.approx(0.1 * cfg.optimizer.lr)
+
+
+def test_the_example_of_the_documentation(tmp_path: Path) -> None:
+    """docs/detection_data.md: pre-training on Objects365."""
+    text = (FOLDER.parent / "docs" / "detection_data.md").read_text()
+    code = text.split("```python\n", 1)[1].split("```", 1)[0]
+    path = tmp_path / "configs" / "coco" / "own.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(code)
+    (tmp_path / "configs" / "_base_").symlink_to(FOLDER / "configs" / "_base_")
+    cfg = Config.fromfile(str(path))
+    assert cfg.model.bbox_head.num_classes == 365
+    assert cfg.data.train.type == "Objects365V2Dataset"
+    assert cfg.data.train.ann_file.endswith("zhiyuan_objv2_train.json")
+    assert (cfg.runner.type, cfg.runner.max_iters) == ("IterBasedRunner", 1000000)

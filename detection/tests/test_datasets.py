@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mini_data
+import mmcv
 import mmdet_custom  # noqa: F401
 import numpy as np
 import pytest
@@ -181,6 +182,24 @@ def test_broken_voc(
         assert message in str(error)
     else:
         assert message in caplog.text
+
+
+def test_voc_results(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """For the server of VOC 2012: one file per class, with the numbers that its xml files have."""
+    tool = mini_data.tool("voc_results")
+    mini_data.write_voc(root / "VOCdevkit" / "VOC2012test", "test")
+    config = CONFIGS / "voc" / "dino_4scale_cbinternimage_h_objects365_voc12.py"
+    cfg = load(str(config))
+    answers = right_answers(check_test_data(cfg))
+    mmcv.dump(answers, "results.pkl")
+    args = ["results.pkl", "--config", str(config), "--out", "out"]
+    assert tool.run(tool.parse_args(args)) == 0
+    lines = Path("out/comp4_det_test_dog.txt").read_text().splitlines()
+    assert lines == ["test0 0.900000 8.00 8.00 48.00 48.00", "test1 0.900000 8.00 8.00 48.00 48.00"]
+    assert len(list(Path("out").iterdir())) == 20
+    mmcv.dump(answers[:1], "results.pkl")
+    assert tool.run_program(tool.run, tool.parse_args(args)) == 1
+    assert "results.pkl has 1 images" in caplog.text
 
 
 def test_crowd_human(root: Path) -> None:

@@ -1,4 +1,4 @@
-# Tested on VOC 2012, whose test annotations are not public: use --format-only and their server.
+# Tested on VOC 2012, whose test annotations are not public: docs/detection_data.md.
 _base_ = "./dino_4scale_cbinternimage_h_objects365_voc07.py"
 data = dict(
     val=dict(

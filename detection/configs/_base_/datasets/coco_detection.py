@@ -1,5 +1,6 @@
 # COCO 2017 boxes, for DINO: DETR's augmentation, one of 11 scales or a random crop before it.
 # `large_scale_pipeline` and `large_test_pipeline` are those of the H and G models.
+data_root = "data/coco/"
 img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 train_pipeline = [
     dict(type="LoadImageFromFile"),
@@ -96,20 +97,20 @@ data = dict(
     workers_per_gpu=2,
     train=dict(
         type="CocoDataset",
-        ann_file="data/coco/annotations/instances_train2017.json",
-        img_prefix="data/coco/train2017/",
+        ann_file=data_root + "annotations/instances_train2017.json",
+        img_prefix=data_root + "train2017/",
         pipeline=train_pipeline,
     ),
     val=dict(
         type="CocoDataset",
-        ann_file="data/coco/annotations/instances_val2017.json",
-        img_prefix="data/coco/val2017/",
+        ann_file=data_root + "annotations/instances_val2017.json",
+        img_prefix=data_root + "val2017/",
         pipeline=test_pipeline,
     ),
     test=dict(
         type="CocoDataset",
-        ann_file="data/coco/annotations/instances_val2017.json",
-        img_prefix="data/coco/val2017/",
+        ann_file=data_root + "annotations/instances_val2017.json",
+        img_prefix=data_root + "val2017/",
         pipeline=test_pipeline,
     ),
 )

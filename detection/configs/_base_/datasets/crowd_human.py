@@ -1,4 +1,5 @@
 # CrowdHuman full-body boxes (one class); tools/create_crowd_anno.py writes the json files.
+data_root = "data/CrowdHuman/"
 img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 train_pipeline = [
     dict(type="LoadImageFromFile"),
@@ -64,20 +65,20 @@ data = dict(
     workers_per_gpu=2,
     train=dict(
         type="CrowdHumanDataset",
-        ann_file="data/CrowdHuman/annotations/annotation_train.json",
-        img_prefix="data/CrowdHuman/Images",
+        ann_file=data_root + "annotations/annotation_train.json",
+        img_prefix=data_root + "Images",
         pipeline=train_pipeline,
     ),
     val=dict(
         type="CrowdHumanDataset",
-        ann_file="data/CrowdHuman/annotations/annotation_val.json",
-        img_prefix="data/CrowdHuman/Images",
+        ann_file=data_root + "annotations/annotation_val.json",
+        img_prefix=data_root + "Images",
         pipeline=test_pipeline,
     ),
     test=dict(
         type="CrowdHumanDataset",
-        ann_file="data/CrowdHuman/annotations/annotation_val.json",
-        img_prefix="data/CrowdHuman/Images",
+        ann_file=data_root + "annotations/annotation_val.json",
+        img_prefix=data_root + "Images",
         pipeline=test_pipeline,
     ),
 )

@@ -1,4 +1,5 @@
 # LVIS v1 boxes (1203 classes, images of COCO 2017); rare classes are repeated in training.
+data_root = "data/lvis_v1/"
 img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 train_pipeline = [
     dict(type="LoadImageFromFile"),
@@ -39,21 +40,21 @@ data = dict(
         oversample_thr=1e-3,
         dataset=dict(
             type="LVISV1Dataset",
-            ann_file="data/lvis_v1/annotations/lvis_v1_train.json",
-            img_prefix="data/lvis_v1/",
+            ann_file=data_root + "annotations/lvis_v1_train.json",
+            img_prefix=data_root,
             pipeline=train_pipeline,
         ),
     ),
     val=dict(
         type="LVISV1Dataset",
-        ann_file="data/lvis_v1/annotations/lvis_v1_val.json",
-        img_prefix="data/lvis_v1/",
+        ann_file=data_root + "annotations/lvis_v1_val.json",
+        img_prefix=data_root,
         pipeline=test_pipeline,
     ),
     test=dict(
         type="LVISV1Dataset",
-        ann_file="data/lvis_v1/annotations/lvis_v1_val.json",
-        img_prefix="data/lvis_v1/",
+        ann_file=data_root + "annotations/lvis_v1_val.json",
+        img_prefix=data_root,
         pipeline=test_pipeline,
     ),
 )

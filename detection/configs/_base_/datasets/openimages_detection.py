@@ -1,5 +1,6 @@
 # OpenImages v6 boxes (601 classes in a hierarchy); the boxes of its csv files are in fractions of
 # the image (denorm_bbox). tools/prepare_openimages.py checks the files and writes the pkl file.
+data_root = "data/OpenImages/"
 img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 train_pipeline = [
     dict(type="LoadImageFromFile"),
@@ -37,30 +38,32 @@ data = dict(
     workers_per_gpu=2,
     train=dict(
         type="OpenImagesDataset",
-        ann_file="data/OpenImages/annotations/oidv6-train-annotations-bbox.csv",
-        img_prefix="data/OpenImages/train/",
-        label_file="data/OpenImages/annotations/class-descriptions-boxable.csv",
-        hierarchy_file="data/OpenImages/annotations/bbox_labels_600_hierarchy.json",
+        ann_file=data_root + "annotations/oidv6-train-annotations-bbox.csv",
+        img_prefix=data_root + "train/",
+        label_file=data_root + "annotations/class-descriptions-boxable.csv",
+        hierarchy_file=data_root + "annotations/bbox_labels_600_hierarchy.json",
         pipeline=train_pipeline,
     ),
     val=dict(
         type="OpenImagesDataset",
-        ann_file="data/OpenImages/annotations/validation-annotations-bbox.csv",
-        img_prefix="data/OpenImages/validation/",
-        label_file="data/OpenImages/annotations/class-descriptions-boxable.csv",
-        hierarchy_file="data/OpenImages/annotations/bbox_labels_600_hierarchy.json",
-        meta_file="data/OpenImages/annotations/validation-image-metas.pkl",
-        image_level_ann_file="data/OpenImages/annotations/validation-annotations-human-imagelabels-boxable.csv",
+        ann_file=data_root + "annotations/validation-annotations-bbox.csv",
+        img_prefix=data_root + "validation/",
+        label_file=data_root + "annotations/class-descriptions-boxable.csv",
+        hierarchy_file=data_root + "annotations/bbox_labels_600_hierarchy.json",
+        meta_file=data_root + "annotations/validation-image-metas.pkl",
+        image_level_ann_file=data_root
+        + "annotations/validation-annotations-human-imagelabels-boxable.csv",
         pipeline=test_pipeline,
     ),
     test=dict(
         type="OpenImagesDataset",
-        ann_file="data/OpenImages/annotations/validation-annotations-bbox.csv",
-        img_prefix="data/OpenImages/validation/",
-        label_file="data/OpenImages/annotations/class-descriptions-boxable.csv",
-        hierarchy_file="data/OpenImages/annotations/bbox_labels_600_hierarchy.json",
-        meta_file="data/OpenImages/annotations/validation-image-metas.pkl",
-        image_level_ann_file="data/OpenImages/annotations/validation-annotations-human-imagelabels-boxable.csv",
+        ann_file=data_root + "annotations/validation-annotations-bbox.csv",
+        img_prefix=data_root + "validation/",
+        label_file=data_root + "annotations/class-descriptions-boxable.csv",
+        hierarchy_file=data_root + "annotations/bbox_labels_600_hierarchy.json",
+        meta_file=data_root + "annotations/validation-image-metas.pkl",
+        image_level_ann_file=data_root
+        + "annotations/validation-annotations-human-imagelabels-boxable.csv",
         pipeline=test_pipeline,
     ),
 )

@@ -1,4 +1,5 @@
 # PASCAL VOC boxes: trained on trainval of 2007 and 2012 (three times per epoch), tested on 2007.
+data_root = "data/VOCdevkit/"
 img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 train_pipeline = [
     dict(type="LoadImageFromFile"),
@@ -35,23 +36,23 @@ data = dict(
         dataset=dict(
             type="VOCDataset",
             ann_file=[
-                "data/VOCdevkit/VOC2007/ImageSets/Main/trainval.txt",
-                "data/VOCdevkit/VOC2012/ImageSets/Main/trainval.txt",
+                data_root + "VOC2007/ImageSets/Main/trainval.txt",
+                data_root + "VOC2012/ImageSets/Main/trainval.txt",
             ],
-            img_prefix=["data/VOCdevkit/VOC2007/", "data/VOCdevkit/VOC2012/"],
+            img_prefix=[data_root + "VOC2007/", data_root + "VOC2012/"],
             pipeline=train_pipeline,
         ),
     ),
     val=dict(
         type="VOCDataset",
-        ann_file="data/VOCdevkit/VOC2007/ImageSets/Main/test.txt",
-        img_prefix="data/VOCdevkit/VOC2007/",
+        ann_file=data_root + "VOC2007/ImageSets/Main/test.txt",
+        img_prefix=data_root + "VOC2007/",
         pipeline=test_pipeline,
     ),
     test=dict(
         type="VOCDataset",
-        ann_file="data/VOCdevkit/VOC2007/ImageSets/Main/test.txt",
-        img_prefix="data/VOCdevkit/VOC2007/",
+        ann_file=data_root + "VOC2007/ImageSets/Main/test.txt",
+        img_prefix=data_root + "VOC2007/",
         pipeline=test_pipeline,
     ),
 )
