@@ -23,7 +23,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -280,6 +280,22 @@ def build(out: Path, settings: Settings) -> bool:
     """
     if is_complete(out, settings):
         return False
+
+    def write(folder: Path) -> None:
+        for split in SPLITS:
+            write_split(folder, split, settings)
+
+    write_whole(out, write)
+    return True
+
+
+def write_whole(out: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary folder, which then becomes ``out``.
+
+    Raises:
+        FileExistsError: ``out`` exists and is not an empty folder.
+        OSError: ``out`` cannot be written.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(
             f"{out} exists but is not the data set of these arguments: remove it, or name another "
@@ -288,8 +304,7 @@ def build(out: Path, settings: Settings) -> bool:
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        for split in SPLITS:
-            write_split(temporary, split, settings)
+        write(temporary)
         temporary.chmod(0o755)
         with contextlib.suppress(FileNotFoundError):
             out.rmdir()  # it is empty
@@ -297,7 +312,6 @@ def build(out: Path, settings: Settings) -> bool:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return True
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
