@@ -7,38 +7,32 @@ TensorBoard) and the config as it was used.
 from __future__ import annotations
 
 import argparse
-import copy
 import logging
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import mmcv_custom  # noqa: F401  applies what mmcv needs on today's torch, before mmdet
 import mmdet
 import mmdet_custom  # noqa: F401  registers models and data sets
 from internimage.cli import ArgumentParser, run_program
-from internimage.write_file import replacing
-from mmcv import Config, DictAction
-from mmcv.runner import get_dist_info
-from mmcv_custom.checkpoint import find_whole_checkpoint, read_meta
-from mmcv_custom.distributed import agree, start_processes, stop_processes
+from mmcv import Config
+from mmcv_custom.distributed import agree
+from mmcv_custom.programs import (
+    add_training_arguments,
+    resume_path,
+    start_log,
+    started,
+    training_view,
+)
 from mmcv_custom.runtime import (
     ConfigError,
-    add_gpu_arguments,
-    add_shared_arguments,
-    choose_seed,
     choose_work_dir,
-    chosen_gpu,
     config_options,
-    describe_environment,
     load_config,
     naming_unknown_types,
-    reporting_errors,
-    set_amp,
     share_handlers,
-    start_device,
 )
 from mmdet.models import DETECTORS, build_detector
 from mmdet.utils import (
@@ -57,45 +51,20 @@ logger = logging.getLogger("mmdet")
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; exits with 2 when it is wrong."""
     parser = ArgumentParser(description=__doc__.partition("\n")[0])
-    add_shared_arguments(parser)
-    parser.add_argument("--resume-from", help="checkpoint of a run to go on with")
-    parser.add_argument(
-        "--auto-resume",
-        action="store_true",
-        help="go on from the newest complete checkpoint in the work dir, if there is one",
-    )
-    parser.add_argument("--no-validate", action="store_true", help="no evaluation while training")
-    add_gpu_arguments(parser)
-    parser.add_argument("--seed", type=int, help="default: the resumed run's, or a random one")
-    parser.add_argument("--diff-seed", action="store_true", help="add the rank to the seed")
-    parser.add_argument("--deterministic", action="store_true", help="deterministic cuDNN kernels")
-    parser.add_argument(
-        "--amp", choices=("fp16", "bf16"), help="mixed precision; the CPU has bf16 only"
-    )
+    add_training_arguments(parser)
     parser.add_argument(
         "--auto-scale-lr",
         action="store_true",
         help="scale the learning rate with the batch, from the config's auto_scale_lr",
     )
-    parser.add_argument("--options", nargs="+", action=DictAction, help="old: --cfg-options")
     return parser.parse_args(argv)
 
 
 def train(args: argparse.Namespace) -> int:
     """Trains as the arguments say; returns the exit code 0."""
     cfg = read_config(args)
-    gpu_id = chosen_gpu(args)
-    cfg.device = start_device(args, gpu_id)
-    set_amp(cfg, args.amp, cfg.device)
-    setup_multi_processes(cfg)
-    backend = cfg.get("dist_params", {}).get("backend")
-    distributed = start_processes(args.launcher, cfg.device, backend)
-    cfg.gpu_ids = range(get_dist_info()[1]) if distributed else [gpu_id]
-    try:
-        with reporting_errors(logger):
-            run(args, cfg, distributed)
-    finally:
-        stop_processes()
+    with started(args, cfg, logger) as (distributed, _):
+        run(args, cfg, distributed)
     return 0
 
 
@@ -130,11 +99,9 @@ def run(args: argparse.Namespace, cfg: Config, distributed: bool) -> None:
     timestamp = agree(time.strftime("%Y%m%d_%H%M%S"))
     log = get_root_logger(str(Path(work_dir) / f"{timestamp}.log"), cfg.log_level)
     share_handlers(log, "mmcv_custom", "mmdet_custom", "internimage")
-    cfg.resume_from = resume_path(cfg)
-    meta = start_log(args, cfg)
-    if get_dist_info()[0] == 0:
-        with replacing(Path(work_dir) / Path(args.config).name) as temporary:
-            temporary.write_text(cfg.pretty_text, encoding="utf-8")
+    setup_multi_processes(cfg)
+    cfg.resume_from = resume_path(cfg, logger)
+    meta = start_log(args, cfg, logger, {"mmdet_version": mmdet.__version__})
     batch_in_validation(cfg)
 
     with naming_unknown_types("the model", DETECTORS):
@@ -157,47 +124,6 @@ def run(args: argparse.Namespace, cfg: Config, distributed: bool) -> None:
         timestamp=timestamp,
         meta=meta,
     )
-
-
-def resume_path(cfg: Config) -> str | None:
-    """The checkpoint to go on from, or None."""
-    if cfg.resume_from:
-        return cfg.resume_from
-    found = find_whole_checkpoint(cfg.work_dir) if cfg.auto_resume else None
-    if cfg.auto_resume:
-        logger.info("auto-resume: %s", found or f"nothing in {cfg.work_dir}, a new run starts")
-    return found
-
-
-def start_log(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
-    """Logs what the run is and seeds it; returns what every checkpoint keeps."""
-    environment = describe_environment()
-    logger.info("environment:\n%s", environment)
-    logger.info("device: %s, processes: %d", cfg.device, get_dist_info()[1])
-    logger.info("config:\n%s", cfg.pretty_text)
-    seed = args.seed if args.seed is not None else cfg.get("seed")
-    if seed is None and cfg.resume_from and Path(cfg.resume_from).is_file():
-        seed = read_meta(cfg.resume_from).get("seed")
-    base = choose_seed(seed)
-    cfg.seed = choose_seed(base, args.diff_seed, args.deterministic)
-    logger.info("seed: %d%s", cfg.seed, ", deterministic" if args.deterministic else "")
-    return {
-        "env_info": environment,
-        "config": cfg.pretty_text,
-        "seed": base,
-        "exp_name": Path(args.config).name,
-        "mmdet_version": mmdet.__version__,
-    }
-
-
-def training_view(data: Any) -> Any:
-    """The validation data through the training pipeline, for a workflow with 'val'."""
-    val = copy.deepcopy(data.val)
-    train_data = data.train
-    while "pipeline" not in train_data:
-        train_data = train_data.dataset
-    val.pipeline = train_data.pipeline
-    return val
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -35,6 +35,9 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Loads weights into `model` (wrapped or not); returns what the file holds.
 
+    A model may have a function `revise_weights(weights, meta, model)`, which gives the weights that
+    are loaded instead of those of the file.
+
     Args:
         path: a file, the name of a released model or an https:// address.
         map_location: 'cpu', or a device for the optimizer's state in what is returned. The weights
@@ -53,6 +56,8 @@ def load_checkpoint(
     model = model.module if is_module_wrapper(model) else model
     checkpoint = load_file(fetch(path))
     found = weights_of(checkpoint, path)
+    if revise := getattr(model, "revise_weights", None):
+        found = revise(found, checkpoint.get("meta") or {}, model)
     wanted = model.state_dict()
     ema = {f"ema_{name.replace('.', '_')}" for name in wanted}  # mmdet's EMA hooks keep these
     found = {name: value for name, value in found.items() if name in wanted or name not in ema}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -116,16 +116,29 @@ def under_autocast(
 
 
 def in_float32(forward: Callable[..., Any], device_type: str) -> Callable[..., Any]:
-    """`forward` of a module, in float32 when it is called under autocast."""
+    """`forward` of a module, in float32 under autocast; the result has the input's type again."""
 
     @functools.wraps(forward)
     def call(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_autocast_enabled(device_type):
             return forward(*args, **kwargs)
+        given = [leaf.dtype for leaf in leaves((args, kwargs)) if leaf.dtype in DTYPES.values()]
         with torch.autocast(device_type, enabled=False):
-            return forward(*to_float32(args), **to_float32(kwargs))
+            output = forward(*to_float32(args), **to_float32(kwargs))
+        return output.to(given[0]) if given and isinstance(output, Tensor) else output
 
     return call
+
+
+def leaves(value: Any) -> Iterator[Tensor]:
+    """The tensors inside nested tuples, lists and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from leaves(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from leaves(item)
 
 
 def to_float32(value: Any) -> Any:
