@@ -8,6 +8,7 @@ from typing import Any
 
 import mmcv
 import torch
+from matplotlib import pyplot
 from mmcv import Config
 from mmcv.image import tensor2imgs
 from mmcv_custom.distributed import shared_folder
@@ -30,6 +31,9 @@ class Painter:
         show: show each in a window.
         threshold: lowest score that is painted.
         dataset: gives the colours of the classes.
+
+    Raises:
+        ConfigError: `show` without a screen.
     """
 
     def __init__(self, folder: str | None, show: bool, threshold: float, dataset: Dataset) -> None:
@@ -37,6 +41,8 @@ class Painter:
         self.show = show
         self.threshold = threshold
         self.palette = getattr(dataset, "PALETTE", None)
+        if show and pyplot.get_backend().lower() == "agg":
+            raise ConfigError("--show needs a screen; --show-dir FOLDER writes the pictures")
         if folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
 
@@ -108,7 +114,7 @@ def use_tta(cfg: Config) -> None:
         ConfigError: the pipeline has no MultiScaleFlipAug.
     """
     for data in test_data(cfg):
-        steps = [step for step in data.get("pipeline", []) if step.type == "MultiScaleFlipAug"]
+        steps = [step for step in data.get("pipeline", []) if step["type"] == "MultiScaleFlipAug"]
         if not steps:
             raise ConfigError("--tta needs a MultiScaleFlipAug in data.test.pipeline")
         scale = steps[0].get("img_scale")
