@@ -7,14 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mini_data
 import numpy as np
 import pytest
 from made_data import CONFIG, Made
 from mmcv import Config
-from mmdet.datasets import build_dataset
+from mmdet.datasets import Objects365V2Dataset, build_dataset
 from mmdet_custom.datasets.checks import DatasetError, build_data, check_data
 from torch import nn
 
+OBJECTS365 = Objects365V2Dataset.CLASSES
 Change = Callable[[dict[str, Any]], None]
 
 
@@ -200,6 +202,19 @@ def test_broken_annotations(made: Made, change: Change, message: str) -> None:
         made.build()
 
 
+def test_boxes_without_masks(made: Made) -> None:
+    """Mask R-CNN on a json of boxes; the way out that the message names works."""
+    for row in made.content["annotations"]:
+        row.pop("segmentation")
+    with pytest.raises(DatasetError, match=r"6 of 6 annotations have no 'segmentation', first"):
+        made.build()
+    assert len(made.build("val")) == 3
+    pipeline = made.cfg().data.train.pipeline
+    pipeline[1].with_mask = False
+    pipeline[-1]["keys"].remove("gt_masks")
+    assert "gt_masks" not in made.build(pipeline=pipeline)[0]
+
+
 @pytest.mark.parametrize(
     ("box", "message", "left"),
     [
@@ -231,3 +246,18 @@ def test_no_box_to_train_on(made: Made) -> None:
         row["iscrowd"] = 1
     with pytest.raises(DatasetError, match="none of its 6 boxes can be trained on .* 6 crowds"):
         made.build()
+
+
+def test_published_names_may_differ_a_little(made: Made, caplog: pytest.LogCaptureFixture) -> None:
+    """mmdet spells some classes of Objects365 differently, which is not the user's fault."""
+    names = [name.upper() if i == 7 else name for i, name in enumerate(OBJECTS365)]
+    made.content["categories"] = [dict(id=i, name=name) for i, name in enumerate(names, 1)]
+    cfg = made.cfg(type="Objects365V2Dataset", classes=None, test_mode=True)
+    for row in made.content["images"]:
+        mini_data.picture(made.folder / "images" / "images" / row["file_name"])
+    for row in made.content["images"]:
+        row["file_name"] = "images/" + row["file_name"]
+    mini_data.write_json(made.json, made.content)
+    cfg.model.roi_head.bbox_head.num_classes = cfg.model.roi_head.mask_head.num_classes = 365
+    assert len(build_data(cfg, cfg.data.train)) == 3
+    assert f"1 of the 365 classes are spelt differently in {made.json}" in caplog.text
