@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Tests with several processes on this machine, or on several machines (start it on each of them).
+# GPUs are used if there are any; else the processes share the CPU.
+#
+#   bash dist_test.sh CONFIG CHECKPOINT GPUS [arguments of test.py]
+#
+#   PORT         port of the first machine                 (29510)
+#   NNODES       number of machines                        (1)
+#   NODE_RANK    number of this machine, from 0            (0)
+#   MASTER_ADDR  name or address of the first machine      (127.0.0.1)
+#   PYTHON       interpreter                               (python)
+set -euo pipefail
+
+if [ $# -lt 3 ]; then
+    echo "usage: bash dist_test.sh CONFIG CHECKPOINT GPUS [arguments of test.py]" >&2
+    exit 2
+fi
+config=$1
+checkpoint=$2
+gpus=$3
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python}" -m torch.distributed.run \
+    --nnodes="${NNODES:-1}" \
+    --node_rank="${NODE_RANK:-0}" \
+    --master_addr="${MASTER_ADDR:-127.0.0.1}" \
+    --master_port="${PORT:-29510}" \
+    --nproc_per_node="$gpus" \
+    "$here/test.py" "$config" "$checkpoint" --launcher pytorch "${@:4}"

@@ -1,0 +1,239 @@
+"""Tests a segmentor: `python test.py CONFIG CHECKPOINT --eval mIoU`.
+
+With several processes: `bash dist_test.sh CONFIG CHECKPOINT N --eval mIoU`. The checkpoint is a
+file, the name of a released model or an https:// address.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import mmcv_custom  # noqa: F401  applies what mmcv needs on today's torch, before mmseg
+import mmseg_custom  # noqa: F401  registers models and data sets
+import torch
+from internimage.cli import ArgumentParser, run_program
+from internimage.write_file import replacing
+from mmcv import Config, DictAction
+from mmcv.runner import get_dist_info, wrap_fp16_model
+from mmcv_custom.batch_norm import needs_local_batch_norm, use_local_batch_norm
+from mmcv_custom.checkpoint import compare_classes, load_checkpoint
+from mmcv_custom.distributed import agree, wrap_model
+from mmcv_custom.programs import (
+    add_testing_arguments,
+    check_testing_arguments,
+    started,
+    write_metrics,
+)
+from mmcv_custom.runtime import (
+    ConfigError,
+    choose_work_dir,
+    config_options,
+    load_config,
+    naming_unknown_types,
+    share_handlers,
+)
+from mmseg.datasets import build_dataloader
+from mmseg.models import SEGMENTORS, build_segmentor
+from mmseg.utils import get_root_logger, setup_multi_processes
+from mmseg_custom.datasets.checks import build_data, class_meta
+from mmseg_custom.released_heads import prepare_config, prepare_model
+from mmseg_custom.testing import (
+    Action,
+    Formatter,
+    Painter,
+    check_metrics,
+    keep_maps,
+    test_model,
+    use_aug_test,
+)
+from mmseg_custom.training import loader_options
+
+logger = logging.getLogger("mmseg")
+
+# settings of the config's `evaluation` that are about the hook, not about the metrics
+FOR_HOOK = (
+    "interval", "by_epoch", "pre_eval", "efficient_test", "tmpdir", "start", "gpu_collect",
+    "save_best", "rule", "dynamic_intervals",
+)  # fmt: skip
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; exits with 2 when it is wrong."""
+    parser = ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        epilog="At least one of --eval, --out, --format-only, --show and --show-dir is needed.",
+    )
+    add_testing_arguments(parser, "mIoU, mDice, mFscore; for Cityscapes also cityscapes")
+    parser.add_argument(
+        "--aug-test",
+        action="store_true",
+        help="six scales from 0.5 to 1.75, each also flipped, averaged",
+    )
+    parser.add_argument(
+        "--opacity", type=float, default=0.5, help="of painted labels, above 0 to 1 (default: 0.5)"
+    )
+    parser.add_argument("--options", nargs="+", action=DictAction, help="old: --cfg-options")
+    parser.add_argument("--dir-name", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    check_testing_arguments(parser, args)
+    if args.dir_name is not None:
+        parser.error("--dir-name never did anything: leave it out, --work-dir names the folder")
+    if not 0 < args.opacity <= 1:
+        parser.error(f"--opacity must be above 0 and at most 1, got {args.opacity}")
+    return args
+
+
+def test(args: argparse.Namespace) -> int:
+    """Tests as the arguments say; returns the exit code 0."""
+    cfg = read_config(args)
+    with started(args, cfg, logger) as (distributed, gpu_id):
+        run(args, cfg, distributed, gpu_id)
+    return 0
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    """The config with the command line's changes.
+
+    Raises:
+        ConfigError: it cannot be read or used so.
+    """
+    cfg = load_config(args.config, config_options(args, "options"))
+    if cfg.get("model") is None or cfg.get("data", {}).get("test") is None:
+        raise ConfigError(f"{args.config} needs model and data.test: it cannot be tested")
+    cfg.model.train_cfg = None
+    cfg.model.pretrained = None
+    if cfg.model.get("backbone") is not None:
+        cfg.model.backbone.init_cfg = None  # the checkpoint holds the backbone
+    if args.aug_test:
+        use_aug_test(cfg)
+    prepare_config(cfg)
+    return cfg
+
+
+def run(args: argparse.Namespace, cfg: Config, distributed: bool, gpu_id: int) -> None:
+    """From the work dir to the written results."""
+    work_dir = choose_work_dir(cfg, args.work_dir)
+    log = get_root_logger(log_level=cfg.get("log_level", "INFO"))
+    share_handlers(log, "mmcv_custom", "mmseg_custom", "internimage")
+    setup_multi_processes(cfg)
+    torch.backends.cudnn.benchmark = cfg.get("cudnn_benchmark", False)
+    dataset = build_data(cfg, cfg.data.test, {"test_mode": True})
+    options = eval_options(args, cfg, work_dir)
+    if args.eval:
+        check_metrics(args.eval, dataset)
+    loader = build_dataloader(
+        dataset,
+        **loader_options(cfg, "test", samples_per_gpu=1, shuffle=False, drop_last=False),
+        num_gpus=1,
+        dist=distributed,
+    )
+    with naming_unknown_types("the model", SEGMENTORS):
+        model = build_segmentor(cfg.model, test_cfg=cfg.get("test_cfg"))
+    prepare_model(cfg, model)
+    if cfg.get("fp16") is not None:
+        wrap_fp16_model(model)
+    meta = load_checkpoint(model, args.checkpoint)["meta"]
+    classes = class_meta(dataset)
+    compare_classes(meta, classes["CLASSES"])
+    model.CLASSES, model.PALETTE = classes["CLASSES"], classes["PALETTE"]
+    if needs_local_batch_norm(cfg.device):
+        use_local_batch_norm(model)
+    model = wrap_model(model, cfg.device, distributed, gpu_id=gpu_id)
+    actions = choose_actions(args, dataset, options)
+    results = test_model(
+        model,
+        loader,
+        list(actions.values()),
+        distributed=distributed,
+        tmpdir=args.tmpdir,
+        parent=work_dir,
+        gpu_collect=args.gpu_collect,
+    )
+    if get_dist_info()[0] == 0:
+        rows = dict(zip(actions, map(list, zip(*results))))
+        report(args, cfg, dataset, rows, options, work_dir)
+    agree(None)  # the others wait, so that no launcher takes their end for the end of the run
+
+
+def eval_options(args: argparse.Namespace, cfg: Config, work_dir: str) -> dict[str, Any]:
+    """--eval-options, with a folder for files in the data set's format where they are written."""
+    options = dict(args.eval_options or {})
+    if args.format_only or "cityscapes" in (args.eval or []):
+        options.setdefault("imgfile_prefix", str(Path(work_dir) / "results"))
+        Path(options["imgfile_prefix"]).mkdir(parents=True, exist_ok=True)
+    return options
+
+
+def choose_actions(
+    args: argparse.Namespace, dataset: Any, options: dict[str, Any]
+) -> dict[str, Action]:
+    """What is done with the label maps of every batch, by name."""
+    actions: dict[str, Action] = {}
+    if args.format_only or "cityscapes" in (args.eval or []):
+        actions["files"] = Formatter(dataset, options)
+    if args.eval and set(args.eval) != {"cityscapes"}:
+        actions["areas"] = dataset.pre_eval
+    if args.show or args.show_dir:
+        actions["pictures"] = Painter(dataset, args.show_dir, args.show, args.opacity)
+    if args.out:
+        actions["maps"] = keep_maps
+    return actions
+
+
+def report(
+    args: argparse.Namespace,
+    cfg: Config,
+    dataset: Any,
+    rows: dict[str, list[Any]],
+    options: dict[str, Any],
+    work_dir: str,
+) -> None:
+    """Writes and evaluates what the actions gave for the whole data set."""
+    if args.out:
+        with replacing(args.out) as temporary:
+            mmcv.dump(rows["maps"], str(temporary), file_format="pkl")
+        logger.info("label maps of %d images in %s", len(rows["maps"]), args.out)
+    if args.format_only:
+        logger.info("%d files in %s", len(rows["files"]), options["imgfile_prefix"])
+    if args.show_dir:
+        logger.info("%d pictures in %s", len(rows["pictures"]), args.show_dir)
+    if args.eval:
+        metric = evaluate(args, cfg, dataset, rows, options)
+        logger.info("%s", ", ".join(f"{name} {value:.4f}" for name, value in metric.items()))
+        scale = "multi" if args.aug_test else "single"
+        path = write_metrics(work_dir, f"eval_{scale}_scale", args.config, metric)
+        logger.info("metrics in %s", path)
+
+
+def evaluate(
+    args: argparse.Namespace,
+    cfg: Config,
+    dataset: Any,
+    rows: dict[str, list[Any]],
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """The data set's own evaluation, with the config's settings for it."""
+    settings = {k: v for k, v in (cfg.get("evaluation") or {}).items() if k not in FOR_HOOK}
+    settings.update(logger=logger, **options)
+    result: dict[str, Any] = {}
+    if "cityscapes" in args.eval:
+        result.update(dataset.evaluate(rows["files"], **{**settings, "metric": ["cityscapes"]}))
+    settings.pop("imgfile_prefix", None)
+    if metrics := [name for name in args.eval if name != "cityscapes"]:
+        result.update(dataset.evaluate(rows["areas"], **{**settings, "metric": metrics}))
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program; returns its exit code."""
+    return run_program(test, parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
