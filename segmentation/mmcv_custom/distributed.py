@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from mmcv.cnn.utils import revert_sync_batchnorm
 from mmcv.parallel import MMDataParallel, MMDistributedDataParallel
 from mmcv.runner import get_dist_info
 from torch import nn
@@ -184,6 +185,9 @@ def wrap_model(
         return MMDataParallel(model.cuda(gpu_id), device_ids=[gpu_id])
     options = {"broadcast_buffers": False, "find_unused_parameters": find_unused_parameters}
     if device == "cpu":
+        if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+            logger.warning("SyncBN needs GPUs: every process normalises over its own images")
+            model = revert_sync_batchnorm(model)
         return CPUDistributedDataParallel(model.cpu(), **options)
     current = torch.cuda.current_device()
     return MMDistributedDataParallel(model.cuda(), device_ids=[current], **options)

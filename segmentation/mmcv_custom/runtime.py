@@ -9,6 +9,7 @@ import logging
 import os
 import random
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ OPTIONAL_KEYS = (
     "tta_scales",
     "work_dir",
 )
-TYPO = 0.85  # difflib's ratio from which a new key is taken for a misspelt one
+TYPO = 0.8  # difflib's ratio from which a new key is taken for a misspelt one
 
 
 class ConfigError(ValueError):
@@ -203,7 +204,7 @@ def check_option(cfg: Config, key: str) -> None:
 
 def report_new_key(key: str, parents: list[str], part: str, place: dict) -> None:
     """Raises ConfigError when `part` looks like one of the keys of `place`, else warns."""
-    if not parents and part in OPTIONAL_KEYS:
+    if (not parents and part in OPTIONAL_KEYS) or part.endswith("_dataloader"):
         return
     known = [*place, *(() if parents else OPTIONAL_KEYS)]
     where = ".".join(parents) or "the config"
@@ -288,16 +289,25 @@ def naming_unknown_types(what: str, *registries: Any) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, AssertionError) as error:
-        text = str(error.args[0]) if error.args else type(error).__name__
-        wanted = text.partition(" is not in the ")[0].rpartition(" ")[2].strip("'\"")
-        names = [name for registry in registries for name in registry.module_dict]
-        near = difflib.get_close_matches(wanted, names, n=1) if " is not in the " in text else []
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        if not (
-            " is not in the " in text or "argument" in text or isinstance(error, AssertionError)
-        ):
+        text = str(error.args[0]) if error.args else ""
+        unknown = " is not in the " in text
+        if not (unknown or "argument" in text or isinstance(error, AssertionError)):
             raise
-        raise ConfigError(f"{what} cannot be built: {text}.{hint}") from error
+        if isinstance(error, AssertionError) and text.rstrip()[-1:] in (":", ""):
+            text += f" {failed_line(error)}"
+        names = [name for registry in registries for name in registry.module_dict]
+        wanted = text.partition(" is not in the ")[0].rpartition(" ")[2].strip("'\"")
+        near = difflib.get_close_matches(wanted, names, n=1) if unknown else []
+        hint = f". Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{what} cannot be built: {text.strip()}{hint}") from error
+
+
+def failed_line(error: BaseException) -> str:
+    """The line of code that raised the first of a chain of errors."""
+    while error.__context__ is not None:
+        error = error.__context__
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.line} ({Path(last.filename).name}, line {last.lineno})"
 
 
 @contextlib.contextmanager
