@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import sys
 from pathlib import Path
 
+import mmseg
 import mmseg_custom  # noqa: F401
 import numpy as np
 import pytest
@@ -32,8 +34,7 @@ def convert(monkeypatch, capsys):
         return capsys.readouterr().out
 
     yield call
-    for path in TOOLS.glob("*.py"):
-        sys.modules.pop(path.stem, None)
+    forget_converters()
 
 
 def write(path, labels=None):
@@ -125,6 +126,32 @@ def test_coco_stuff164k(tmp_path, convert):
     write(tmp_path / "annotations" / "val2017" / "7.png", [[11]])  # street sign occurs nowhere
     with pytest.raises(ValueError, match=r"7\.png holds values \[11\]"):
         convert("coco_stuff164k", tmp_path, "--workers", 1)
+
+
+def mmsegs_table(name):
+    """The table `clsID_to_trID` of mmseg's own converter, which comes with its wheel."""
+    path = Path(mmseg.__file__).parent / ".mim" / "tools" / "convert_datasets" / f"{name}.py"
+    if not path.is_file():
+        pytest.skip("this installation of mmseg has no tools")
+    spec = importlib.util.spec_from_file_location(f"mmseg_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.clsID_to_trID
+
+
+def test_coco_stuffs_tables_are_mmsegs(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    used = importlib.import_module("coco_stuff10k").USED
+    assert mmsegs_table("coco_stuff10k") == {0: 0, **{old: i + 1 for i, old in enumerate(used)}}
+    classes = importlib.import_module("coco_stuff164k").CLASSES
+    assert mmsegs_table("coco_stuff164k") == {**classes, 255: 255}
+    forget_converters()
+
+
+def forget_converters():
+    """Their names are common ones (`common`, `mapillary`)."""
+    for path in TOOLS.glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 def test_pascal_context(tmp_path, convert):
