@@ -9,7 +9,9 @@ import mmseg_custom  # noqa: F401
 import numpy as np
 import pytest
 import torch
+from internimage.safe_load import CheckpointError
 from mmcv import Config
+from mmcv_custom.checkpoint import load_checkpoint
 from mmseg.datasets import CityscapesDataset
 from mmseg.models.builder import HEADS
 from mmseg_custom.released_heads import prepare_config, prepare_model, trim_heads
@@ -95,6 +97,19 @@ def test_a_model_brings_its_own_revision(models):
     pickle.loads(pickle.dumps(small))  # hooks copy models
     prepare_model(Config({}), full)
     assert not hasattr(full, "revise_weights")
+
+
+def test_loading_a_released_file(models, tmp_path):
+    full, small = models
+    path = tmp_path / "released.pth"
+    meta = {"CLASSES": CityscapesDataset.CLASSES}
+    torch.save({"state_dict": full.state_dict(), "meta": meta}, path)
+    with pytest.raises(CheckpointError, match=r"conv_seg.weight \[150, 8, 1, 1\] instead of \[19"):
+        load_checkpoint(small, str(path))
+    prepare_model(Config(dict(released_head=RELEASED)), small)
+    load_checkpoint(small, str(path))
+    expected = full.decode_head.conv_seg.weight[:19]
+    assert torch.equal(small.decode_head.conv_seg.weight, expected)
 
 
 def test_an_untrained_output_counts_as_missed(tmp_path):
