@@ -106,7 +106,7 @@ def textured(rng: Any, kind: str, size: int) -> Any:
     import numpy as np
 
     along, across = turned(rng, size)
-    period = rng.uniform(0.06, 0.10) * size
+    period = rng.uniform(0.09, 0.14) * size
     if kind == "stripes":
         wave = np.sin(2 * np.pi * along / period)
     else:
@@ -133,7 +133,7 @@ def place(rng: Any, kind: str, size: int) -> Any:
     """Share of each pixel that a shape of random size, place and rotation covers, (size, size)."""
     import numpy as np
 
-    radius = rng.uniform(0.12, 0.26) * size
+    radius = rng.uniform(0.14, 0.28) * size
     centre = rng.uniform(0.6 * radius, size - 0.6 * radius, 2)
     turn = rng.uniform(0, 2 * math.pi)
     rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
@@ -150,7 +150,7 @@ def draw(rng: Any, size: int) -> tuple[Any, Any]:
 
     image = background(rng, size)
     labels = np.zeros((size, size), np.uint8)
-    for kind in rng.permutation(TEXTURES[1:])[: rng.integers(3)]:
+    for kind in rng.permutation(TEXTURES[1:])[: rng.integers(1, 3)]:
         side = region(rng, size)
         image = np.where(side[..., None], textured(rng, str(kind), size), image)
         labels[side] = CLASSES.index(kind)
