@@ -13,7 +13,8 @@ classes apart is texture and form, never colour.
 The labels are 0 to 5, ground is class 0, and 255 is ignored: the outermost pixels of a shape and,
 in one image of three, a patch of noise. Read them with ``reduce_zero_label=False``. (ADE20K itself
 uses the other convention: 0 is "other" and ignored, 1 to 150 are the classes, and
-``reduce_zero_label=True`` turns k into k - 1 and 0 into 255.)
+``reduce_zero_label=True`` turns k into k - 1 and 0 into 255.) With --colours the masks are coloured
+pictures instead, as annotation programs export them, which have to be converted first.
 
 An image depends on the seed, its split and its number only: equal arguments give equal files, and
 a larger set begins with the images of a smaller one. A complete data set of the same arguments is
@@ -64,12 +65,14 @@ class Settings:
         validation: number of validation images.
         size: width and height of an image in pixels.
         seed: of the random numbers.
+        colours: masks are pictures in the colours of `PALETTE`, white where they are ignored.
     """
 
     training: int = 400
     validation: int = 80
     size: int = 96
     seed: int = 0
+    colours: bool = False
 
     def __post_init__(self) -> None:
         if min(self.training, self.validation) < 1:
@@ -191,7 +194,16 @@ def write_split(folder: Path, split: str, settings: Settings) -> None:
         for path in (picture, mask):
             path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(picture, quality=QUALITY, subsampling=0)
-        Image.fromarray(labels).save(mask)
+        Image.fromarray(coloured(labels) if settings.colours else labels).save(mask)
+
+
+def coloured(labels: Any) -> Any:
+    """Labels (H, W) as a picture, (H, W, 3) uint8 RGB."""
+    import numpy as np
+
+    palette = np.full((256, 3), 255, np.uint8)
+    palette[: len(PALETTE)] = PALETTE
+    return palette[labels]
 
 
 def paths(folder: Path, split: str, number: int) -> tuple[Path, Path]:
@@ -251,6 +263,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--val", type=int, default=80, metavar="N", help="number of validation images")
     add("--size", type=int, default=96, metavar="PX", help="width and height of an image")
     add("--seed", type=int, default=0, help="of the random numbers")
+    add("--colours", action="store_true", help="masks in colours, to try a converter on")
     return parser.parse_args(argv)
 
 
@@ -258,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     args = parse_args(argv)
     try:
-        settings = Settings(args.train, args.val, args.size, args.seed)
+        settings = Settings(args.train, args.val, args.size, args.seed, args.colours)
         written = build(args.output, settings)
     except ImportError as error:
         print(f"{error}; make setup-openmmlab installs what is missing", file=sys.stderr)

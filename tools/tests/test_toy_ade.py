@@ -104,6 +104,22 @@ def test_equal_arguments_give_equal_bytes_and_a_larger_set_begins_with_the_small
     assert files(folder)[Path("images/validation/00000000.jpg")] != smaller[name]
 
 
+def test_masks_in_colours_show_the_same_labels(folder, tmp_path):
+    toy_ade.build(tmp_path / "set", toy_ade.Settings(2, 1, 64, 3, colours=True))
+    for number in range(2):
+        picture, mask = toy_ade.paths(tmp_path / "set", "training", number)
+        assert picture.read_bytes() == toy_ade.paths(folder, "training", number)[0].read_bytes()
+        with (
+            Image.open(mask) as image,
+            Image.open(toy_ade.paths(folder, "training", number)[1]) as plain,
+        ):
+            colours, labels = np.asarray(image), np.asarray(plain)
+        assert colours.shape == (64, 64, 3)
+        for label in np.unique(labels):
+            expected = (255, 255, 255) if label == 255 else toy_ade.PALETTE[label]
+            assert (colours[labels == label] == expected).all()
+
+
 def test_a_complete_set_is_left_alone_and_nothing_else_is_overwritten(folder, tmp_path):
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     assert not toy_ade.build(folder, SETTINGS)
@@ -132,7 +148,13 @@ def test_command_line(tmp_path):
     described = json.loads((tmp_path / "set" / "toy_ade.json").read_text())
     assert described["classes"] == list(toy_ade.CLASSES)
     assert described["reduce_zero_label"] is False
-    assert described["settings"] == {"training": 2, "validation": 1, "size": 48, "seed": 7}
+    assert described["settings"] == {
+        "training": 2,
+        "validation": 1,
+        "size": 48,
+        "seed": 7,
+        "colours": False,
+    }
 
 
 @pytest.mark.parametrize(
