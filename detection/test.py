@@ -7,10 +7,8 @@ a file, the name of a released model or an https:// address.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,18 +22,19 @@ from mmcv import Config, DictAction
 from mmcv.cnn import fuse_conv_bn
 from mmcv.runner import get_dist_info, wrap_fp16_model
 from mmcv_custom.checkpoint import compare_classes, load_checkpoint
-from mmcv_custom.distributed import agree, start_processes, stop_processes, wrap_model
+from mmcv_custom.distributed import agree, wrap_model
+from mmcv_custom.programs import (
+    add_testing_arguments,
+    check_testing_arguments,
+    started,
+    write_metrics,
+)
 from mmcv_custom.runtime import (
     ConfigError,
-    add_gpu_arguments,
-    add_shared_arguments,
     choose_work_dir,
-    chosen_gpu,
     load_config,
     naming_unknown_types,
-    reporting_errors,
     share_handlers,
-    start_device,
 )
 from mmdet.datasets import build_dataloader
 from mmdet.models import DETECTORS, build_detector
@@ -58,20 +57,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__.partition("\n")[0],
         epilog="At least one of --eval, --out, --format-only, --show and --show-dir is needed.",
     )
-    add_shared_arguments(parser)
-    parser.add_argument("checkpoint", help="file, released model's name or https:// address")
-    parser.add_argument(
-        "--eval", nargs="+", metavar="METRIC", help="bbox, segm, proposal (COCO), mAP (VOC), ..."
-    )
-    parser.add_argument("--out", help="results as a .pkl file, as mmdet's tools read it")
-    parser.add_argument(
-        "--format-only",
-        action="store_true",
-        help="only write the results in the data set's format, to send them to its server; "
-        "--eval-options jsonfile_prefix=FOLDER/NAME says where",
-    )
-    parser.add_argument("--show", action="store_true", help="results in a window, image by image")
-    parser.add_argument("--show-dir", help="folder for the images with their results painted")
+    add_testing_arguments(parser, "bbox, segm, proposal (COCO), mAP (VOC, OpenImages), ...")
     parser.add_argument(
         "--show-score-thr", type=float, default=0.3, help="paint what is at least so certain"
     )
@@ -84,26 +70,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--fuse-conv-bn", action="store_true", help="fold batch norms into convolutions first"
     )
-    parser.add_argument("--tmpdir", help="folder, seen by all machines, to collect results in")
-    parser.add_argument(
-        "--gpu-collect", action="store_true", help="collect results over the GPUs, without files"
-    )
-    parser.add_argument(
-        "--eval-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help="arguments of the data set's evaluate (or format_results)",
-    )
     parser.add_argument("--options", nargs="+", action=DictAction, help="old: --eval-options")
-    add_gpu_arguments(parser)
     args = parser.parse_args(argv)
-    if not (args.eval or args.out or args.format_only or args.show or args.show_dir):
-        parser.error("nothing to do: give --eval, --out, --format-only, --show or --show-dir")
-    if args.eval and args.format_only:
-        parser.error("--eval and --format-only exclude each other")
-    if args.out and not args.out.endswith((".pkl", ".pickle")):
-        parser.error(f"--out must end with .pkl or .pickle, got {args.out!r}")
+    check_testing_arguments(parser, args)
     if args.options is not None:
         if args.eval_options is not None:
             parser.error("--options is the old name of --eval-options; give only --eval-options")
@@ -115,16 +84,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def test(args: argparse.Namespace) -> int:
     """Tests as the arguments say; returns the exit code 0."""
     cfg = read_config(args)
-    gpu_id = chosen_gpu(args)
-    cfg.device = start_device(args, gpu_id)
-    setup_multi_processes(cfg)
-    backend = cfg.get("dist_params", {}).get("backend")
-    distributed = start_processes(args.launcher, cfg.device, backend)
-    try:
-        with reporting_errors(logger):
-            run(args, cfg, distributed, gpu_id)
-    finally:
-        stop_processes()
+    with started(args, cfg, logger) as (distributed, gpu_id):
+        run(args, cfg, distributed, gpu_id)
     return 0
 
 
@@ -154,6 +115,7 @@ def run(args: argparse.Namespace, cfg: Config, distributed: bool, gpu_id: int) -
     work_dir = choose_work_dir(cfg, args.work_dir)
     log = get_root_logger(log_level=cfg.get("log_level", "INFO"))
     share_handlers(log, "mmcv_custom", "mmdet_custom", "internimage")
+    setup_multi_processes(cfg)
     dataset = build_data(cfg, cfg.data.test, {"test_mode": True})
     loader = build_dataloader(
         dataset,
@@ -209,10 +171,7 @@ def report(
     if args.eval:
         metric = evaluate(args, cfg, dataset, results, options)
         logger.info("%s", ", ".join(f"{name} {value}" for name, value in metric.items()))
-        path = Path(work_dir) / f"eval_{time.strftime('%Y%m%d_%H%M%S')}.json"
-        with replacing(path) as temporary:
-            text = json.dumps({"config": args.config, "metric": metric}, default=float)
-            temporary.write_text(text + "\n", encoding="utf-8")
+        path = write_metrics(work_dir, "eval", args.config, metric)
         logger.info("metrics in %s", path)
 
 
