@@ -33,6 +33,7 @@ from mmcv_custom.runtime import (
     ConfigError,
     choose_work_dir,
     load_config,
+    make_folder,
     naming_unknown_types,
     share_handlers,
 )
@@ -46,7 +47,7 @@ from mmdet.utils import (
     update_data_root,
 )
 from mmdet_custom.datasets.checks import build_data
-from mmdet_custom.testing import Painter, batch_in_test, test_model, use_tta
+from mmdet_custom.testing import Painter, batch_in_test, check_metrics, test_model, use_tta
 
 logger = logging.getLogger("mmdet")
 
@@ -116,7 +117,10 @@ def run(args: argparse.Namespace, cfg: Config, distributed: bool, gpu_id: int) -
     log = get_root_logger(log_level=cfg.get("log_level", "INFO"))
     share_handlers(log, "mmcv_custom", "mmdet_custom", "internimage")
     setup_multi_processes(cfg)
+    if args.out:
+        make_folder(Path(args.out).absolute().parent, "--out: the folder")
     dataset = build_data(cfg, cfg.data.test, {"test_mode": True})
+    check_metrics(args.eval or (), dataset)
     loader = build_dataloader(
         dataset,
         **{
@@ -196,7 +200,7 @@ def evaluate(
         return dict(dataset.evaluate(results, **settings))
     except (KeyError, TypeError) as error:
         text = str(error.args[0]) if error.args else str(error)
-        if "metric" not in text and "argument" not in text:
+        if not any(word in text for word in ("metric", "argument", "is not in results")):
             raise
         raise ConfigError(f"--eval {' '.join(args.eval)}: {text}") from error
 

@@ -224,15 +224,24 @@ def choose_work_dir(cfg: Config, work_dir: str | None) -> str:
     """
     name = Path(cfg.filename).stem if cfg.filename else "run"
     cfg.work_dir = str(Path(work_dir or cfg.get("work_dir") or Path("work_dirs") / name).absolute())
+    make_folder(cfg.work_dir, "work dir")
+    return cfg.work_dir
+
+
+def make_folder(path: str | Path, what: str) -> None:
+    """Makes a folder and checks that it can be written, before a long run finds out that it cannot.
+
+    Raises:
+        ConfigError: it cannot.
+    """
     try:
-        Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
-        probe = Path(cfg.work_dir) / f".probe-{os.getpid()}"
+        Path(path).mkdir(parents=True, exist_ok=True)
+        probe = Path(path) / f".probe-{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
         reason = error.strerror or error
-        raise ConfigError(f"work dir {cfg.work_dir} cannot be written ({reason})") from error
-    return cfg.work_dir
+        raise ConfigError(f"{what} {path} cannot be written ({reason})") from error
 
 
 def share_handlers(main: logging.Logger, *names: str) -> None:

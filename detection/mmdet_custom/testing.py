@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,22 @@ from mmcv.image import tensor2imgs
 from mmcv_custom.distributed import shared_folder
 from mmcv_custom.runtime import ConfigError
 from mmdet.apis import multi_gpu_test, single_gpu_test
-from mmdet.datasets import replace_ImageToTensor
+from mmdet.datasets import CocoDataset, OpenImagesDataset, XMLDataset, replace_ImageToTensor
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from .datasets.crowd_human import CROWD_METRICS, CrowdHumanDataset
+from .datasets.splits import leaf_data_sets
+
 logger = logging.getLogger(__name__)
 
+COCO_METRICS = ("bbox", "segm", "proposal", "proposal_fast")
+METRICS = (  # the first kind that fits
+    (CrowdHumanDataset, (*COCO_METRICS, *CROWD_METRICS)),
+    (CocoDataset, COCO_METRICS),
+    (OpenImagesDataset, ("mAP",)),
+    (XMLDataset, ("mAP", "recall")),
+)
 TTA_FACTORS = (0.5, 1.0, 1.5)
 
 
@@ -97,6 +109,17 @@ def test_model(
     if not gpu_collect:
         tmpdir = tmpdir or shared_folder(parent)
     return multi_gpu_test(model, loader, tmpdir=tmpdir, gpu_collect=gpu_collect)
+
+
+def check_metrics(names: Sequence[str], dataset: Dataset) -> None:
+    """Raises ConfigError for a metric that the data set does not have, before the test runs."""
+    leaf = next(leaf_data_sets(dataset))
+    known = next((metrics for kind, metrics in METRICS if isinstance(leaf, kind)), None)
+    for name in names:
+        if known is not None and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"--eval {name}: {type(leaf).__name__} has {', '.join(known)}{hint}")
 
 
 def test_data(cfg: Config) -> list[Any]:

@@ -98,7 +98,13 @@ def test_proposals_and_batches_and_fused_norms(trained: Trained, tmp_path: Path)
     ("argv", "message"),
     [
         (["--eval", "bbox"], "does not exist"),
-        (["--eval", "box"], "--eval box: metric box is not supported"),
+        (["--eval", "box"], "--eval box: CocoDataset has bbox, segm"),
+        (["--eval", "box"], "did you mean 'bbox'"),
+        (["--out", "/proc/x/results.pkl"], "--out: the folder /proc/x cannot be written"),
+        (
+            ["--eval", "segm", "--cfg-options", "model.roi_head.mask_head=None"],
+            "only in the file (roi_head.mask_head",
+        ),
         (["--eval", "bbox", "--eval-options", "clswise=True"], "clswise"),
         (["--eval", "bbox", "--cfg-options", "model.neck.out_channels=24"], "of another shape"),
         (["--eval", "bbox", "--cfg-options", "model.neck.num_outs=2"], "assert num_outs >="),

@@ -59,7 +59,7 @@ def load_checkpoint(
     if revise := getattr(model, "revise_weights", None):
         found = revise(found, checkpoint.get("meta") or {}, model)
     wanted = model.state_dict()
-    ema = {f"ema_{name.replace('.', '_')}" for name in wanted}  # mmdet's EMA hooks keep these
+    ema = {f"ema_{name.replace('.', '_')}" for name in found}  # EMA hooks keep these beside them
     found = {name: value for name, value in found.items() if name in wanted or name not in ema}
     missing = [name for name in wanted if name not in found]
     unexpected = [name for name in found if name not in wanted]
