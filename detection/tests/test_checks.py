@@ -125,11 +125,20 @@ def test_category_named_twice(made: Made) -> None:
         (lambda c: c["images"][1].pop("width"), r"images\[1\] has no width"),
         (
             lambda c: c["images"][1].update(width=0),
-            r"images\[1\] has the width 0 and the height 64",
+            r"images\[1\] has the width 0, which must",
         ),
         (lambda c: c["annotations"][2].pop("image_id"), r"annotations\[2\] has no image_id"),
         (lambda c: c["annotations"][2].update(id=1), r"1 ids of annotations occur more than once"),
         (lambda c: c.update(images={}), r"'images' must be a list, it is a dict"),
+        (lambda c: c["images"].append(None), r"images\[3\] is not an object"),
+        (lambda c: c["images"][1].update(file_name=5), r"images\[1\] has the file_name 5"),
+        (lambda c: c["images"][1].update(height=1e9), r"images\[1\] has the height 1000000000.0"),
+        (lambda c: c["categories"][0].update(id=[1]), r"categories\[0\] has the id \[1\]"),
+        (lambda c: c["categories"][0].update(name=None), r"categories\[0\] has the name None"),
+        (lambda c: c["annotations"][0].update(area="x"), r"annotations\[0\] has the area 'x'"),
+        (lambda c: c["annotations"][0].update(iscrowd=[1]), r"annotations\[0\] has iscrowd \[1\]"),
+        (lambda c: c["images"][0].update(id="a"), "ids of images are of different types: int, str"),
+        (lambda c: c["annotations"][0].pop("bbox"), r"annotations\[0\] has no bbox"),
     ],
 )
 def test_not_a_coco_json(made: Made, change: Change, message: str) -> None:
@@ -193,7 +202,6 @@ def test_json_without_info(made: Made) -> None:
         (lambda row: row.update(bbox=[math.nan, 0, 5, 5]), r"1 boxes are not four finite numbers"),
         (lambda row: row.update(bbox=[1, 2, 3]), r"annotation 3 of image 2 with bbox \[1, 2, 3\]"),
         (lambda row: row.update(bbox=["a", 2, 3, 4]), r"1 boxes are not four finite numbers"),
-        (lambda row: row.pop("area"), r"annotations have no 'area', first: annotation 3"),
     ],
 )
 def test_broken_annotations(made: Made, change: Change, message: str) -> None:
@@ -206,13 +214,31 @@ def test_boxes_without_masks(made: Made) -> None:
     """Mask R-CNN on a json of boxes; the way out that the message names works."""
     for row in made.content["annotations"]:
         row.pop("segmentation")
-    with pytest.raises(DatasetError, match=r"6 of 6 annotations have no 'segmentation', first"):
+    with pytest.raises(DatasetError, match="'segmentation' of 6 of 6 annotations is no mask"):
         made.build()
     assert len(made.build("val")) == 3
     pipeline = made.cfg().data.train.pipeline
     pipeline[1].with_mask = False
     pipeline[-1]["keys"].remove("gt_masks")
     assert "gt_masks" not in made.build(pipeline=pipeline)[0]
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ([], "there is no mask"),
+        ([[1, 2, 30, 40]], "polygons must have at least three points"),
+        ([[1, 2, 30, 40, 5, math.nan]], "polygons must have finite numbers"),
+        ([[1, 2, 30, 40, 5, "x"]], "polygons must have numbers only"),
+        (dict(size=[96, 64], counts=[6144]), r"size \[96, 64\], the image is \[64, 96\]"),
+        (dict(size=[64, 96], counts=[6143]), "must add up to height"),
+        (dict(size=[64, 96]), "the run-length code has no counts"),
+    ],
+)
+def test_broken_masks(made: Made, mask: Any, message: str) -> None:
+    made.content["annotations"][4]["segmentation"] = mask
+    with pytest.raises(DatasetError, match=rf"1 of 6 .* annotation 5, .*{message}"):
+        made.build()
 
 
 @pytest.mark.parametrize(
@@ -233,6 +259,18 @@ def test_odd_boxes(
     boxes = sample["gt_bboxes"].data
     assert len(boxes) == left
     assert (boxes[:, 2:] <= 96).all() and (boxes[:, :2] >= 0).all()
+
+
+def test_json_without_area_and_iscrowd(made: Made, caplog: pytest.LogCaptureFixture) -> None:
+    """Many programs write neither; pycocotools and mmdet read both."""
+    for row in made.content["annotations"]:
+        del row["area"], row["iscrowd"]
+    assert len(made.build()[0]["gt_bboxes"].data) == 2
+    assert "6 annotations of" in caplog.text and "have no area" in caplog.text
+    empty = [np.zeros((0, 5), dtype=np.float32)] * 2
+    boxes = np.array([[8, 8, 48, 48, 0.9]], dtype=np.float32)
+    found = made.build("val").evaluate([[boxes, *empty]] * 3, metric="bbox")
+    assert found["bbox_mAP"] == found["bbox_mAP_m"] == 0.5
 
 
 def test_crowds_are_to_be_ignored(made: Made) -> None:

@@ -13,6 +13,7 @@ import mini_data
 import pytest
 from made_data import CONFIG, NAMES, Made
 from mmdet_custom.datasets.checks import DatasetError, build_data
+from PIL import Image
 from torch._utils import ExceptionWrapper
 
 
@@ -124,6 +125,28 @@ def test_very_thin_images(made: Made, caplog: pytest.LogCaptureFixture) -> None:
     made.content["images"][0].update(width=5000, height=2)
     made.build("test")
     assert "1 images are more than 500 times longer than wide" in caplog.text
+
+
+def test_sizes_that_the_json_has_wrong(made: Made, caplog: pytest.LogCaptureFixture) -> None:
+    """One is told; when most are wrong, boxes and images do not belong together."""
+    mini_data.picture(made.folder / "images" / "0.jpg", 48, 32)
+    made.build()
+    assert "1 of 3 images opened are not of the size" in caplog.text
+    assert "0.jpg: 48 x 32 pixels, there 96 x 64 (width x height)" in caplog.text
+    mini_data.picture(made.folder / "images" / "1.jpg", 48, 32)
+    with pytest.raises(DatasetError, match="are boxes and images of the same version"):
+        made.build()
+
+
+def test_turned_photo(made: Made, caplog: pytest.LogCaptureFixture) -> None:
+    """Its pixels are stored lying; it is read upright, as the json has it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(made.folder / "images" / "0.jpg") as image:
+        lying = image.transpose(Image.Transpose.ROTATE_90)
+    lying.save(made.folder / "images" / "0.jpg", exif=exif)
+    assert made.build()[0]["img"].data.shape[2] == 96
+    assert "not of the size" not in caplog.text
 
 
 def test_only_some_files_are_looked_up(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .errors import DatasetError, listed, nearest
+from .json_rows import is_box, json_fault, mask_fault
 
 logger = logging.getLogger("mmdet.data")
 
@@ -25,33 +26,32 @@ def check_coco(leaf: Any, where: str, heads: list[tuple[str, int]]) -> None:
             that point to images or categories that do not exist, boxes that are not numbers.
     """
     content = leaf.coco.dataset
-    _check_tables(leaf, content)
+    fault = json_fault(content)
+    if fault:
+        raise DatasetError(f"{leaf.ann_file}: {fault}")
     for key in ("info", "licenses"):  # pycocotools 2.0.10 needs info to load results
         content.setdefault(key, {} if key == "info" else [])
     _check_categories(leaf, where, heads)
     annotations = content.get("annotations", [])
+    _fill_in(leaf, where, annotations)
     _check_ids(leaf, where, annotations)
     _check_boxes(leaf, where, annotations)
     _check_masks(leaf, where, annotations)
 
 
-def _check_tables(leaf: Any, content: dict) -> None:
-    """The json must have images with sizes, and categories."""
-    for table in ("images", "categories"):
-        if table not in content:
-            raise DatasetError(
-                f"{leaf.ann_file} is not a COCO json: it has no {table!r}, only "
-                f"{listed(sorted(content))}"
-            )
-        if not isinstance(content[table], list):
-            kind = type(content[table]).__name__
-            raise DatasetError(f"{leaf.ann_file}: {table!r} must be a list, it is a {kind}")
-    for i, row in enumerate(content["images"]):
-        if not (row.get("width", 0) > 0 and row.get("height", 0) > 0):
-            raise DatasetError(
-                f"{leaf.ann_file}: images[{i}] has the width {row.get('width')} and the height "
-                f"{row.get('height')}; both must be there, in pixels"
-            )
+def _fill_in(leaf: Any, where: str, annotations: list[dict]) -> None:
+    """`iscrowd` and `area`, which mmdet and pycocotools read and many programs do not write."""
+    lost = 0
+    for row in annotations:
+        row.setdefault("iscrowd", 0)
+        if "area" not in row and is_box(row["bbox"]):
+            row["area"] = row["bbox"][2] * row["bbox"][3]
+            lost += 1
+    if lost:
+        logger.warning(
+            "%s: %d annotations of %s have no area; that of the box is used",
+            *(where, lost, leaf.ann_file),
+        )
 
 
 def _check_categories(leaf: Any, where: str, heads: list[tuple[str, int]]) -> None:
@@ -136,22 +136,12 @@ def _check_boxes(leaf: Any, where: str, annotations: list[dict]) -> None:
                 *(where, leaf.ann_file),
             )
         return
-    needed = ("bbox",) if leaf.test_mode else ("bbox", "area")
-    for key in needed:
-        lost = [row for row in annotations if key not in row]
-        if lost:
-            raise DatasetError(
-                f"{leaf.ann_file}: {len(lost)} of {len(annotations)} annotations have no {key!r}, "
-                f"first: annotation {lost[0].get('id')}; add it "
-                f"({'[x, y, width, height]' if key == 'bbox' else 'width * height, or of the mask'}"
-                " in pixels)"
-            )
     try:
         boxes = np.array([row["bbox"] for row in annotations], dtype=np.float64).reshape(-1, 4)
         broken = ~np.isfinite(boxes).all(1)
     except (ValueError, TypeError):
         boxes = np.zeros((len(annotations), 4))
-        broken = np.array([not _is_box(row["bbox"]) for row in annotations])
+        broken = np.array([not is_box(row["bbox"]) for row in annotations])
     if broken.any() or len(boxes) != len(annotations):
         row = annotations[int(np.argmax(broken))]
         raise DatasetError(
@@ -192,24 +182,19 @@ def _check_masks(leaf: Any, where: str, annotations: list[dict]) -> None:
     steps = getattr(leaf.pipeline, "transforms", [])
     if not any(getattr(step, "with_mask", False) for step in steps):
         return
-    lost = [
-        row
+    sizes = {row["id"]: (row["height"], row["width"]) for row in leaf.coco.dataset["images"]}
+    wrong = [
+        (row, fault)
         for row in annotations
-        if not row.get("segmentation") and row["category_id"] in leaf.cat2label
+        if row["category_id"] in leaf.cat2label
+        and (fault := mask_fault(row.get("segmentation"), *sizes[row["image_id"]]))
     ]
-    if lost:
+    if wrong:
+        row, fault = wrong[0]
         raise DatasetError(
-            f"{leaf.ann_file}: {len(lost)} of {len(annotations)} annotations have no "
-            f"'segmentation', first: annotation {lost[0].get('id')}, but {where} loads masks; add "
-            "polygons, or train on boxes only: set roi_head.mask_head and mask_roi_extractor to "
-            "None, take with_mask=True and 'gt_masks' out of the pipeline and 'segm' out of "
+            f"{leaf.ann_file}: the 'segmentation' of {len(wrong)} of {len(annotations)} "
+            f"annotations is no mask, first: annotation {row['id']}, {fault}; {where} loads masks: "
+            "correct them, or train on boxes only: set roi_head.mask_head and mask_roi_extractor "
+            "to None, take with_mask=True and 'gt_masks' out of the pipeline and 'segm' out of the "
             "evaluation"
         )
-
-
-def _is_box(box: Any) -> bool:
-    """Whether a value is four finite numbers."""
-    try:
-        return np.isfinite(np.array(box, dtype=np.float64).reshape(4)).all()
-    except (ValueError, TypeError):
-        return False

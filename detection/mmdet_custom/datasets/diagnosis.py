@@ -11,14 +11,9 @@ from xml.etree import ElementTree
 
 from mmdet.datasets import DATASETS, PIPELINES, CocoDataset, XMLDataset
 
-from .errors import DatasetError, listed, nearest
+from .errors import DatasetError, nearest
+from .json_rows import json_fault
 from .splits import annotation_files, leaf_configs
-
-_NEEDED = {
-    "images": ("id", "file_name", "width", "height"),
-    "annotations": ("id", "image_id", "category_id", "bbox"),
-    "categories": ("id", "name"),
-}
 
 
 def diagnose(cfg: Any, data: Any, error: Exception) -> str:
@@ -60,7 +55,7 @@ def diagnose(cfg: Any, data: Any, error: Exception) -> str:
                     f"{where}.ann_file and {where}.img_prefix"
                 )
             if kind and issubclass(DATASETS.get(kind), CocoDataset):
-                fault = json_fault(path)
+                fault = file_fault(path)
             elif kind and issubclass(DATASETS.get(kind), XMLDataset):
                 root = osp.join(settings.get("data_root") or "", prefix)
                 fault = xml_fault(path, osp.join(root, settings.get("ann_subdir", "Annotations")))
@@ -100,7 +95,7 @@ def xml_fault(names: str, folder: str) -> str | None:
     return None
 
 
-def json_fault(path: str) -> str | None:
+def file_fault(path: str) -> str | None:
     """What keeps a file from being a json in COCO's format, or None."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -108,24 +103,10 @@ def json_fault(path: str) -> str | None:
     except UnicodeDecodeError:
         return f"{path} is not a json file (it is not text)"
     except json.JSONDecodeError as error:
-        kept = osp.getsize(path)
         return (
             f"{path} is not a whole json file: {error.msg} at line {error.lineno}, character "
-            f"{error.pos} of {kept} bytes; it may have been cut off while copying: get it again"
+            f"{error.pos} of {osp.getsize(path)} bytes; it may have been cut off while copying: "
+            "get it again"
         )
-    if not isinstance(content, dict):
-        return f"{path} is a {type(content).__name__}, not a COCO json (an object with images, ...)"
-    for table, keys in _NEEDED.items():
-        rows = content.get(table)
-        if rows is None and table != "annotations":
-            return f"{path} is not a COCO json: it has no {table!r}, only {listed(sorted(content))}"
-        if rows is not None and not isinstance(rows, list):
-            return f"{path}: {table!r} must be a list, it is a {type(rows).__name__}"
-        for i, row in enumerate(rows or []):
-            lost = [key for key in keys if not isinstance(row, dict) or key not in row]
-            if lost:
-                return f"{path}: {table}[{i}] has no {listed(lost)} (it is {str(row)[:120]})"
-    ids = [row["id"] for row in content.get("annotations") or []]
-    if len(set(ids)) != len(ids):
-        return f"{path}: {len(ids) - len(set(ids))} ids of annotations occur more than once"
-    return None
+    fault = json_fault(content)
+    return f"{path}: {fault}" if fault else None

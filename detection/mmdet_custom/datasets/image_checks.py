@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import os.path as osp
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 from mmdet.datasets.pipelines import LoadImageFromFile
+from PIL import Image
 
 from .errors import DatasetError, listed
 
 logger = logging.getLogger("mmdet.data")
 
+MOST_OPENED = 20  # of which the header is read
 MOST_LOOKUPS = 1000  # files looked up per data set: well under a second on a local disk
+_ORIENTATION = 0x0112  # tag of EXIF
 _LONGEST_TO_SHORTEST = 500  # beyond it, resizing to 1333 pixels rounds the short side to nothing
 
 
@@ -47,6 +51,7 @@ def check_images(leaf: Any, where: str) -> None:
             f"{where}: {len(missing)} of {len(looked)} images looked up are missing, first "
             f"{missing[0]}; {_place(leaf, where, missing[0])}"
         )
+    _check_sizes(leaf, where, looked[:: -(-len(looked) // MOST_OPENED)])
     thin = [
         info["filename"]
         for info in leaf.data_infos
@@ -59,6 +64,32 @@ def check_images(leaf: Any, where: str) -> None:
             "%s; take them out of %s",
             *(where, len(thin), _LONGEST_TO_SHORTEST, listed(thin, 3), leaf.ann_file),
         )
+
+
+def _check_sizes(leaf: Any, where: str, indices: Sequence[int]) -> None:
+    """Compares a few images with the sizes that the annotations give them."""
+    wrong = []
+    for i in indices:
+        info, path = leaf.data_infos[i], image_path(leaf, i)
+        try:
+            with Image.open(path) as image:
+                # a picture taken with a turned camera is turned when it is read
+                size, turned = image.size, image.getexif().get(_ORIENTATION, 1) > 4
+        except (OSError, ValueError, SyntaxError):  # named when it is read
+            continue
+        if "width" in info and (size[::-1] if turned else size) != (info["width"], info["height"]):
+            wrong.append((path, size, info))
+    if not wrong:
+        return
+    path, size, info = wrong[0]
+    message = (
+        f"{where}: {len(wrong)} of {len(indices)} images opened are not of the size that "
+        f"{leaf.ann_file} says, first {path}: {size[0]} x {size[1]} pixels, there "
+        f"{info['width']} x {info['height']} (width x height)"
+    )
+    if 2 * len(wrong) > len(indices):
+        raise DatasetError(f"{message}; are boxes and images of the same version?")
+    logger.warning("%s", message)
 
 
 def _place(leaf: Any, where: str, path: str) -> str:
