@@ -75,6 +75,15 @@ def test_not_strict_takes_what_fits(tmp_path: Path, caplog: pytest.LogCaptureFix
         )
 
 
+def test_returned_tensors_are_on_the_device_that_was_asked_for(tmp_path: Path) -> None:
+    path = saved(
+        tmp_path / "a.pth", small_model().state_dict(), optimizer={"state": [torch.ones(1)]}
+    )
+    loaded = checkpoint.load_checkpoint(small_model(), path, map_location="meta")
+    assert loaded["optimizer"]["state"][0].device.type == "meta"
+    assert loaded["state_dict"]["first.weight"].device.type == "meta"
+
+
 def test_averages_of_an_ema_hook_are_no_difference(tmp_path: Path) -> None:
     state = small_model().state_dict()
     state |= {f"ema_{name.replace('.', '_')}": value for name, value in state.items()}

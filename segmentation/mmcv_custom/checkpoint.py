@@ -30,7 +30,7 @@ _SHOWN = 3  # differing keys that a message names
 def load_checkpoint(
     model: nn.Module,
     path: str,
-    map_location: Any = "cpu",
+    map_location: str | torch.device = "cpu",
     strict: bool = True,
 ) -> dict[str, Any]:
     """Loads weights into `model` (wrapped or not); returns what the file holds.
@@ -40,8 +40,8 @@ def load_checkpoint(
 
     Args:
         path: a file, the name of a released model or an https:// address.
-        map_location: 'cpu', or a device for the optimizer's state in what is returned. The weights
-            go where the model's are in any case.
+        map_location: device of the tensors in what is returned. The weights go where the model's are
+            in any case.
         strict: refuse the file unless it has exactly the model's parameters and buffers. Else what
             fits by name and shape is loaded and the rest is told; nothing that fits is an error.
 
@@ -77,7 +77,16 @@ def load_checkpoint(
     model.load_state_dict(usable, strict=False)
     logger.info("loaded %s", path)
     checkpoint.setdefault("meta", {})
-    return checkpoint
+    return checkpoint if str(map_location) == "cpu" else to_device(checkpoint, map_location)
+
+
+def to_device(value: Any, device: str | torch.device) -> Any:
+    """The tensors inside nested dictionaries and lists on `device`."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: to_device(item, device) for key, item in value.items()}
+    return [to_device(item, device) for item in value] if isinstance(value, list) else value
 
 
 def weights_of(checkpoint: Mapping[str, Any], path: str) -> dict[str, Tensor]:
