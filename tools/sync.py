@@ -37,6 +37,7 @@ COPIES: dict[str, list[str]] = {
     ],
     "detection/mmcv_custom": ["segmentation/mmcv_custom"],
     "detection/mmdet_custom/datasets/errors.py": ["segmentation/mmseg_custom/datasets/errors.py"],
+    "detection/tests/launch.py": ["segmentation/tests/launch.py"],
     "detection/tests/recipe.py": ["segmentation/tests/recipe.py"],
 }
 ALIKE = 0.5  # part of a source's lines that another file of its name must have to be called a copy

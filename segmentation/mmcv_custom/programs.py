@@ -136,24 +136,19 @@ def start_log(
     environment = describe_environment()
     logger.info("environment:\n%s", environment)
     logger.info("device: %s, processes: %d", cfg.device, get_dist_info()[1])
-    logger.info("config:\n%s", cfg.pretty_text)
     seed = args.seed if args.seed is not None else cfg.get("seed")
     if seed is None and cfg.resume_from and Path(cfg.resume_from).is_file():
         seed = read_meta(cfg.resume_from).get("seed")
     base = choose_seed(seed)
     cfg.seed = choose_seed(base, args.diff_seed, args.deterministic)
     logger.info("seed: %d%s", cfg.seed, ", deterministic" if args.deterministic else "")
+    text = cfg.pretty_text  # seconds, for a large config
+    logger.info("config:\n%s", text)
     name = Path(args.config).name
     if get_dist_info()[0] == 0:
         with replacing(Path(cfg.work_dir) / name) as temporary:
-            temporary.write_text(cfg.pretty_text, encoding="utf-8")
-    return {
-        "env_info": environment,
-        "config": cfg.pretty_text,
-        "seed": base,
-        "exp_name": name,
-        **versions,
-    }
+            temporary.write_text(text, encoding="utf-8")
+    return {"env_info": environment, "config": text, "seed": base, "exp_name": name, **versions}
 
 
 def training_view(data: Any) -> Any:

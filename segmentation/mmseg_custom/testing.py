@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,9 @@ class Painter:
         folder: where the pictures go, under the names of the images; None for nowhere.
         show: show each in a window.
         opacity: share of the colours, 0 to 1.
+
+    Raises:
+        ConfigError: `show` without a screen.
     """
 
     def __init__(self, dataset: Dataset, folder: str | None, show: bool, opacity: float) -> None:
@@ -130,6 +135,8 @@ class Painter:
         self.folder = folder
         self.show = show
         self.opacity = opacity
+        if show and not has_screen():
+            raise ConfigError("--show needs a screen; --show-dir FOLDER writes the pictures")
 
     def __call__(self, maps: list[np.ndarray], indices: list[int]) -> list[None]:
         for labels, index in zip(maps, indices):
@@ -172,6 +179,11 @@ class Formatter:
         path = Path(self.options["imgfile_prefix"]) / Path(info["filename"]).with_suffix(".png")
         write_image(path, (np.asarray(labels) + int(leaf.reduce_zero_label)).astype(np.uint8))
         return str(path)
+
+
+def has_screen() -> bool:
+    """Whether OpenCV can open a window."""
+    return sys.platform != "linux" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
 
 
 def keep_maps(maps: list[np.ndarray], indices: list[int]) -> list[np.ndarray]:
