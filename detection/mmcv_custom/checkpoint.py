@@ -40,8 +40,7 @@ def load_checkpoint(
 
     Args:
         path: a file, the name of a released model or an https:// address.
-        map_location: device of the tensors in what is returned. The weights go where the model's are
-            in any case.
+        map_location: device of the tensors in what is returned; the model stays where it is.
         strict: refuse the file unless it has exactly the model's parameters and buffers. Else what
             fits by name and shape is loaded and the rest is told; nothing that fits is an error.
 
