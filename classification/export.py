@@ -1,7 +1,10 @@
 """Export a classification model: ``python export.py --model_name NAME --ckpt_dir DIR --onnx``.
 
-Writes ONNX (opset 18) made of standard operators, which ONNX Runtime and others run without a
-plugin, and compares it with PyTorch. ``--dynamic`` leaves batch, height and width open.
+Writes ONNX and compares it with PyTorch in ONNX Runtime; a file that computes something else is not
+kept. DCNv3 becomes the node `mmdeploy::TRTDCNv3`, which carries a definition of standard operators:
+ONNX Runtime runs the file as it is, TensorRT with the plugin of tensorrt/. ``--inline`` writes the
+standard operators in place of the node. ``--dynamic shape`` leaves batch, height and width open.
+``--trt`` builds a TensorRT engine from the file.
 
 ``--model_name NAME --ckpt_dir DIR`` reads configs/NAME.yaml and DIR/NAME.pth. Other ways to say
 which model: ``--cfg FILE --resume CKPT``, ``--resume CKPT`` alone for checkpoints that carry their
@@ -23,13 +26,18 @@ for folder in (str(HERE.parent), str(HERE)):
 
 import torch
 
+import export_inputs
 import model_source
-import onnx_export
 from cli import ArgumentParser, run_program
 from config import ConfigError
 from config_values import nearest
+from export_inputs import DYNAMIC, INPUT_NAMES, Size
 from get_flops import image_size
 from model_source import Source
+from models import onnx_check, onnx_export, tensorrt_engine
+from models.onnx_export import ExportError
+from models.tensorrt_engine import EngineError
+from models.tensorrt_plugin import PluginError
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +50,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser("export.py", description="Export to ONNX", allow_abbrev=False)
     add = parser.add_argument
     add("--onnx", action="store_true", help="write an ONNX file")
-    add("--trt", action="store_true", help="build a TensorRT engine (not possible yet)")
+    add("--trt", action="store_true", help="write it and build a TensorRT engine (needs a GPU)")
     add(
         "--model_name",
         metavar="NAME",
@@ -52,19 +60,47 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     model_source.add_arguments(parser)
     add("--output", metavar="FILE", help="file to write (default: <name of the model>.onnx)")
     add("--shape", nargs="+", type=int, metavar="N", help="H or H W (default: the config's size)")
-    add("--batch-size", type=int, default=1, help="images per call (default: 1)")
-    add("--dynamic", action="store_true", help="leave batch, height and width open")
+    add("--batch-size", type=int, default=1, metavar="N", help="images per call (default: 1)")
+    add(
+        "--dynamic",
+        nargs="?",
+        choices=DYNAMIC,
+        default="none",
+        const="shape",
+        help="what is left open: nothing (default), the batch, or batch, height and width",
+    )
+    add("--inline", action="store_true", help="standard operators in place of TRTDCNv3 nodes")
+    add("--opset", type=int, default=onnx_export.OPSET, metavar="N", help="16 or newer (18)")
+    add("--fp16", action="store_true", help="float16 inside; inputs and outputs stay float32")
+    add("--simplify", action="store_true", help="compute what is constant (constant folding)")
+    add(
+        "--exporter",
+        choices=onnx_export.EXPORTERS,
+        default="auto",
+        help="torch.onnx's dynamo exporter, its TorchScript one, or the second where the first "
+        "cannot be used (default: auto)",
+    )
     add(
         "--check",
         action=argparse.BooleanOptionalAction,
-        help="compare with PyTorch in ONNX Runtime (default: if it is installed)",
+        help="check the file and compare it with PyTorch in ONNX Runtime (default: do, without the "
+        "comparison if that is not installed)",
+    )
+    add(
+        "--tolerance",
+        type=float,
+        metavar="E",
+        help="accepted difference, as a part of the largest logit or of 1 (default: 1e-5, with "
+        "--fp16 2e-2)",
     )
     parser.set_defaults(device="cpu")
     args = parser.parse_args(argv)
     if not (args.onnx or args.trt):
-        parser.error("nothing to do: give --onnx")
+        parser.error("nothing to do: give --onnx or --trt")
     if args.batch_size < 1:
         parser.error(f"--batch-size must be at least 1, got {args.batch_size}")
+    if args.tolerance is not None and not args.tolerance > 0:
+        parser.error(f"--tolerance must be more than 0, got {args.tolerance}")
     return args
 
 
@@ -100,58 +136,127 @@ def load_source(args: argparse.Namespace) -> Source:
     return model_source.load(args)
 
 
-def export(args: argparse.Namespace) -> int:
-    """Export and compare; returns the exit code: 1 when the results differ."""
-    source = load_source(args)
-    model, config = source.model.float(), source.config
-    height, width = image_size(args.shape, config)
-    path = Path(args.output or f"{args.model or config.MODEL.NAME}.onnx")
+class Export:
+    """One run of the program: a model and what is wanted of it."""
 
-    def inputs(batch: int, height: int, width: int) -> list[torch.Tensor]:
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.source = load_source(args)
+        self.model = self.source.model.float()
+        height, width = image_size(args.shape, self.source.config)
+        multiple = export_inputs.size_multiple(self.model)
+        if height % multiple or width % multiple:
+            raise ValueError(
+                f"this model takes images whose sides are multiples of {multiple}, not "
+                f"{height}x{width}: give another --shape"
+            )
+        self.size: Size = (args.batch_size, height, width)
+        self.path = Path(args.output or f"{args.model or self.source.config.MODEL.NAME}.onnx")
+        self.dtype = torch.float16 if args.fp16 else torch.float32
+
+    def inputs(self, size: Size) -> list[torch.Tensor]:
+        """What the model takes, for (N, H, W)."""
+        batch, height, width = size
         generator = torch.Generator().manual_seed(0)
-        return source.inputs(torch.randn(batch, 3, height, width, generator=generator))
+        return self.source.inputs(torch.randn(batch, 3, height, width, generator=generator))
 
-    logger.info("exporting %s, about a second per block", source.label)
-    onnx_export.export_onnx(
-        model, inputs(args.batch_size, height, width), path, dynamic=args.dynamic
-    )
-    open_axes = "batch, height and width open" if args.dynamic else "fixed shape"
-    print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB, {open_axes})")
-    if args.check is None and not onnx_export.is_installed("onnxruntime"):
-        logger.warning("not compared with PyTorch: pip install -r requirements/tools.txt")
-        return 0
-    if args.check is False:
-        return 0
-    runtime = onnx_export.OnnxModel(path)
-    multiple = onnx_export.size_multiple(model)
-    different = 0
-    for shape in onnx_export.check_shapes(height, width, args.batch_size, args.dynamic, multiple):
-        result = onnx_export.compare(model, runtime, inputs(*shape))
-        different += not result.agrees
-        print(
-            f"{'same' if result.agrees else 'DIFFERENT'} in ONNX Runtime on "
-            f"{'x'.join(map(str, result.shape))}: logits up to {result.largest:.3g}, largest "
-            f"difference {result.error:.1e}"
+    def tolerance(self, usual: dict[torch.dtype, float]) -> float:
+        return usual[self.dtype] if self.args.tolerance is None else self.args.tolerance
+
+    def write_onnx(self, inline: bool) -> None:
+        """Writes the file, if it computes what the model computes."""
+        args, model = self.args, self.model
+        traced = self.inputs(export_inputs.traced_size(model, self.size, args.dynamic))
+        logger.info("exporting %s, about a second per block", self.source.label)
+        exporter = onnx_export.export_onnx(
+            onnx_export.half_precision(model) if args.fp16 else model,
+            traced,
+            self.path,
+            input_names=INPUT_NAMES[: len(traced)],
+            axes=export_inputs.open_axes(model, traced, args.dynamic),
+            opset=args.opset,
+            exporter=args.exporter,
+            inline=inline,
+            simplify=args.simplify,
+            verify=None if args.check is False else self.verify,
         )
-    if different:
-        logger.error("%s does not compute what the model computes: do not use it", path)
-    return 1 if different else 0
+        kind = "standard operators" if inline else "TRTDCNv3 nodes with their definition"
+        megabytes = self.path.stat().st_size / 1e6
+        open_axes = {
+            "none": "fixed shape",
+            "batch": "batch open",
+            "shape": "batch, height and width open",
+        }[args.dynamic]
+        print(
+            f"written: {self.path} ({megabytes:.1f} MB, opset {args.opset}, {exporter}, {kind}, "
+            f"{open_axes})"
+        )
+
+    def verify(self, path: Path) -> None:
+        """onnx.checker, and the comparison in ONNX Runtime.
+
+        Raises:
+            ExportError: the file is wrong.
+        """
+        onnx_check.check_file(path)
+        print("onnx.checker: valid")
+        if self.args.check is None and not onnx_check.is_installed("onnxruntime"):
+            logger.warning("not compared with PyTorch: pip install -r requirements/tools.txt")
+            return
+        runtime = onnx_check.OnnxModel(path)
+        tolerance = self.tolerance(onnx_check.TOLERANCE)
+        different = []
+        for size in export_inputs.check_sizes(self.model, self.size, self.args.dynamic):
+            result = onnx_check.compare(self.model, runtime, self.inputs(size), tolerance)
+            print(f"ONNX Runtime, {result}")
+            if not result.agrees:
+                different.append(result)
+        if different:
+            worst = max(different, key=lambda result: result.error / result.bound)
+            raise ExportError(
+                f"{self.path} was not written: it does not compute what the model computes "
+                f"(difference {worst.error:.1e} at {'x'.join(map(str, worst.shape))}). --no-check "
+                "writes it anyway, --tolerance accepts more"
+            )
+
+    def build_engine(self, builder: str) -> int:
+        """TensorRT's engine, compared and timed; returns the exit code."""
+        args, path = self.args, self.path.with_suffix(".engine")
+        sizes = export_inputs.profile(self.model, self.size, args.dynamic)
+        shapes = [[tuple(value.shape) for value in self.inputs(size)] for size in sizes]
+        profiles = {} if args.dynamic == "none" else dict(zip(INPUT_NAMES, zip(*shapes)))
+        logger.info("building a TensorRT engine, minutes")
+        tensorrt_engine.build_engine(self.path, path, profiles, builder=builder)
+        print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+        engine = tensorrt_engine.Engine(path, builder=builder)
+        model = self.model.cuda()
+        inputs = [value.cuda() for value in self.inputs(self.size)]
+        tolerance = self.tolerance(tensorrt_engine.TOLERANCE)
+        result = onnx_check.compare(model, engine, inputs, tolerance)
+        print(f"TensorRT, {result}")
+        with torch.no_grad():
+            eager = tensorrt_engine.latency(model, inputs)
+        fast = tensorrt_engine.latency(engine.run, inputs)
+        print(
+            f"TensorRT {fast:.2f} ms, PyTorch {eager:.2f} ms (float32), median of 100 calls at "
+            f"{'x'.join(map(str, result.shape))}"
+        )
+        if not result.agrees:
+            logger.error("%s does not compute what the model computes: do not use it", path)
+        return 0 if result.agrees else 1
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the program; returns the exit code."""
-    if args.trt:
-        raise onnx_export.ExportError(
-            "--trt: no TensorRT engine can be built yet: the plugin TRTDCNv3 (tensorrt/) is not "
-            "part of this release. --onnx writes a file of standard operators, which TensorRT 8.5 "
-            "and newer should parse (GridSample); that was not tried"
-        )
-    return export(args)
+    builder = tensorrt_engine.choose_builder() if args.trt else None
+    task = Export(args)
+    task.write_onnx(inline=args.inline or builder == "mmdeploy")
+    return task.build_engine(builder) if builder else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit code."""
-    return run_program(run, parse_args(argv), onnx_export.ExportError)
+    return run_program(run, parse_args(argv), ExportError, EngineError, PluginError)
 
 
 if __name__ == "__main__":
