@@ -31,6 +31,8 @@ METRICS = {
     "map": "mAP",
     "voc07_map": "mAP, VOC 2007",
     "voc12_map": "mAP, VOC 2012",
+    "miou": "mIoU",
+    "miou_ms": "mIoU, several scales",
 }
 
 

@@ -80,7 +80,8 @@ class ReleasedModel:
         sha256: hash of the file, hexadecimal.
         transformers_repo: repository with the same weights for transformers, or None.
         log: address of the training log, or None.
-        metrics: published results in percent: {'top1': 83.5}, {'box_ap': 47.2, 'mask_ap': 42.5}.
+        metrics: published results in percent: {'top1': 83.5}, {'box_ap': 47.2, 'mask_ap': 42.5},
+            {'miou': 47.9, 'miou_ms': 48.1} (one scale, several scales and flips).
         published_params, published_flops: as printed ('30M', '5G' multiply-adds; of detectors for
             1280x800 pixels).
         params: parameters, counted.
