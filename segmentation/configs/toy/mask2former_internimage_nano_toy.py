@@ -20,7 +20,7 @@ model = dict(
         pixel_decoder=dict(
             norm_cfg=dict(num_groups=8),
             encoder=dict(
-                num_layers=2,
+                num_layers=1,
                 transformerlayers=dict(
                     attn_cfgs=attention,
                     ffn_cfgs=dict(embed_dims=64, feedforward_channels=128),
@@ -44,4 +44,4 @@ model = dict(
 data = dict(train=dict(pipeline={{_base_.mask_pipeline}}))
 optimizer = dict(lr=1e-3)
 optimizer_config = dict(grad_clip=dict(max_norm=1.0, norm_type=2))
-runner = dict(max_iters=2500)
+runner = dict(max_iters=1800)

@@ -32,9 +32,12 @@ mask_steps = [  # one mask per class besides, for Mask2Former
 ]
 mask_pipeline = train_pipeline[:-2] + mask_steps
 plain_pipeline = [  # without random changes, to learn a few images by heart
-    step
-    for step in train_pipeline
-    if step["type"] not in ("Resize", "RandomCrop", "RandomFlip", "Pad")
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations"),
+    dict(type="RandomFlip", prob=0.0),
+    dict(type="Normalize", **img_norm_cfg),
+    dict(type="DefaultFormatBundle"),
+    dict(type="Collect", keys=["img", "gt_semantic_seg"]),
 ]
 plain_mask_pipeline = plain_pipeline[:-2] + mask_steps
 test_pipeline = [
