@@ -98,7 +98,7 @@ def run(args: argparse.Namespace, cfg: Config, distributed: bool) -> None:
     work_dir = choose_work_dir(cfg, args.work_dir)
     timestamp = agree(time.strftime("%Y%m%d_%H%M%S"))
     log = get_root_logger(str(Path(work_dir) / f"{timestamp}.log"), cfg.log_level)
-    share_handlers(log, "mmcv_custom", "mmdet_custom", "internimage")
+    share_handlers(log, "mmcv", "mmcv_custom", "mmdet_custom", "internimage")
     setup_multi_processes(cfg)
     cfg.resume_from = resume_path(cfg, logger)
     meta = start_log(args, cfg, logger, {"mmdet_version": mmdet.__version__})
@@ -106,12 +106,12 @@ def run(args: argparse.Namespace, cfg: Config, distributed: bool) -> None:
 
     with naming_unknown_types("the model", DETECTORS):
         model = build_detector(cfg.model, cfg.get("train_cfg"), cfg.get("test_cfg"))
-    if not cfg.resume_from:
-        model.init_weights()
     datasets = [build_data(cfg, cfg.data.train)]
     if len(cfg.workflow) == 2:
         datasets.append(build_data(cfg, training_view(cfg.data)))
     val = None if args.no_validate else build_data(cfg, cfg.data.val, {"test_mode": True})
+    if not cfg.resume_from:
+        model.init_weights()  # after the data: it may download
     model.CLASSES = datasets[0].CLASSES
     meta["CLASSES"] = datasets[0].CLASSES
     train_detector(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from made_data import CONFIG, Made
 from mmcv import Config
 from mmdet.datasets import Objects365V2Dataset, build_dataset
 from mmdet_custom.datasets.checks import DatasetError, build_data, check_data
+from mmdet_custom.datasets.splits import split_of
 from torch import nn
 
 OBJECTS365 = Objects365V2Dataset.CLASSES
@@ -208,6 +210,25 @@ def test_broken_annotations(made: Made, change: Change, message: str) -> None:
     change(made.content["annotations"][2])
     with pytest.raises(DatasetError, match=message):
         made.build()
+
+
+@pytest.mark.parametrize("box", [[], [1, 2, 3, 4, 5, 6, 7, 8]])
+def test_no_box_is_four_numbers(made: Made, box: list[int]) -> None:
+    for row in made.content["annotations"]:
+        row["bbox"] = box
+    with pytest.raises(DatasetError, match="6 boxes are not four finite numbers"):
+        made.build()
+
+
+def test_the_split_that_was_built_is_named(made: Made) -> None:
+    """val and test are often the same data; who runs test.py must change data.test."""
+    cfg = made.cfg()
+    cfg.data.test = copy.deepcopy(cfg.data.val)
+    for split in ("val", "test"):
+        assert split_of(cfg, cfg.data[split]) == split
+    cfg.data.test.img_prefix = cfg.data.val.img_prefix = "nowhere"
+    with pytest.raises(DatasetError, match="set data.test.img_prefix"):
+        build_data(cfg, cfg.data.test, {"test_mode": True})
 
 
 def test_boxes_without_masks(made: Made) -> None:

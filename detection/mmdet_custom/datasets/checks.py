@@ -16,7 +16,7 @@ from torch import nn
 from .coco_checks import check_coco
 from .errors import DatasetError, listed
 from .image_checks import check_images, name_broken_images
-from .splits import leaf_data_sets, split_name
+from .splits import leaf_data_sets, split_name, split_of
 from .xml_checks import check_openimages, check_xml
 
 logger = logging.getLogger("mmdet.data")  # below mmdet's own: rank 0 speaks, the others are quiet
@@ -39,13 +39,16 @@ _BUILD_ERRORS = (
 _NOT_HEADS = ("backbone", "rpn_head", "train_cfg", "test_cfg")
 
 
-def check_data(cfg: Any, dataset: Any, model: nn.Module | None = None) -> None:
+def check_data(
+    cfg: Any, dataset: Any, model: nn.Module | None = None, split: str | None = None
+) -> None:
     """Checks a built data set against itself and against the model; seconds for all of COCO.
 
     Args:
         cfg: the config of the run (`cfg.model`, `cfg.data`).
         dataset: what mmdet's `build_dataset` gave, wrappers (RepeatDataset, ...) included.
         model: the built detector; without it the class counts are read from `cfg.model`.
+        split: 'train', 'val' or 'test', for the messages; else it is found by the annotation file.
 
     From then on an image that cannot be read raises a `DatasetError` with the name of its file.
 
@@ -55,7 +58,7 @@ def check_data(cfg: Any, dataset: Any, model: nn.Module | None = None) -> None:
     """
     heads = list(_class_counts(cfg, model))
     for leaf in leaf_data_sets(dataset):
-        where = split_name(cfg, leaf)
+        where = split_name(cfg, leaf, split)
         _check_class_names(leaf, where)
         if isinstance(leaf, CocoDataset):
             check_coco(leaf, where, heads)
@@ -88,7 +91,7 @@ def build_data(cfg: Any, data: Any, default_args: dict | None = None) -> Any:
         dataset = build_dataset(data, default_args)
     except _BUILD_ERRORS as error:
         raise DatasetError(diagnose(cfg, data, error)) from error
-    check_data(cfg, dataset)
+    check_data(cfg, dataset, split=split_of(cfg, data))
     return dataset
 
 

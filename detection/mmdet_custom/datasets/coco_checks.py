@@ -140,9 +140,10 @@ def _check_boxes(leaf: Any, where: str, annotations: list[dict]) -> None:
         boxes = np.array([row["bbox"] for row in annotations], dtype=np.float64).reshape(-1, 4)
         broken = ~np.isfinite(boxes).all(1)
     except (ValueError, TypeError):
-        boxes = np.zeros((len(annotations), 4))
+        boxes = np.zeros((0, 4))
+    if len(boxes) != len(annotations):
         broken = np.array([not is_box(row["bbox"]) for row in annotations])
-    if broken.any() or len(boxes) != len(annotations):
+    if broken.any():
         row = annotations[int(np.argmax(broken))]
         raise DatasetError(
             f"{leaf.ann_file}: {int(broken.sum())} boxes are not four finite numbers, first: "

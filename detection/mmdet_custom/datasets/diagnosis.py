@@ -13,7 +13,7 @@ from mmdet.datasets import DATASETS, PIPELINES, CocoDataset, XMLDataset
 
 from .errors import DatasetError, nearest
 from .json_rows import json_fault
-from .splits import annotation_files, leaf_configs
+from .splits import annotation_files, leaf_configs, split_of
 
 
 def diagnose(cfg: Any, data: Any, error: Exception) -> str:
@@ -24,10 +24,7 @@ def diagnose(cfg: Any, data: Any, error: Exception) -> str:
         data: the settings that were built.
         error: what `build_dataset` raised.
     """
-    splits = cfg.get("data", {}) if cfg is not None else {}
-    split = next((name for name in ("train", "val", "test") if splits.get(name) is data), None)
-    if split is None:
-        split = next((name for name in ("train", "val", "test") if splits.get(name) == data), "...")
+    split = split_of(cfg, data) or "..."
     for where, settings in leaf_configs(data, f"data.{split}"):
         kind = settings.get("type")
         if kind is not None and DATASETS.get(kind) is None:

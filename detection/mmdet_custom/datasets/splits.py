@@ -6,6 +6,8 @@ import os.path as osp
 from collections.abc import Iterator
 from typing import Any
 
+SPLITS = ("train", "val", "test")
+
 
 def leaf_data_sets(dataset: Any) -> Iterator[Any]:
     """The data sets inside RepeatDataset, ClassBalancedDataset, ConcatDataset, ... ."""
@@ -40,12 +42,26 @@ def annotation_files(settings: dict) -> list[str]:
     return [osp.join(root, name) if root else name for name in files]
 
 
-def split_name(cfg: Any, leaf: Any) -> str:
-    """Where the config has the settings of a data set: `data.train`, `data.val`, ... ."""
+def split_of(cfg: Any, data: Any) -> str | None:
+    """'train', 'val' or 'test': the split whose settings `data` is; None where it is none."""
+    splits = cfg.get("data", {}) if cfg is not None else {}
+    names = [name for name in SPLITS if splits.get(name) is not None]
+    same = [name for name in names if splits[name] is data]
+    return next(iter(same + [name for name in names if splits[name] == data]), None)
+
+
+def split_name(cfg: Any, leaf: Any, split: str | None = None) -> str:
+    """Where the config has the settings of a data set: `data.train`, `data.val`, ... .
+
+    Args:
+        cfg: the config of the run.
+        leaf: the data set, without wrappers.
+        split: the one that was built, if that is known; val and test are often alike.
+    """
     data = cfg.get("data", {}) if cfg is not None else {}
-    splits = ("val", "test") if leaf.test_mode else ("train", "val", "test")
-    for split in splits:
-        for path, settings in leaf_configs(data.get(split, {}), f"data.{split}"):
+    splits = ("val", "test") if leaf.test_mode else SPLITS
+    for name in (split, *splits) if split else splits:
+        for path, settings in leaf_configs(data.get(name, {}), f"data.{name}"):
             if leaf.ann_file in annotation_files(settings):
                 return path
     return "data.test" if leaf.test_mode else "data.train"
