@@ -8,6 +8,7 @@ the operator's. All sizes are read when the graph runs, so one file serves any b
 width. The function has the samples of all points in memory at once: P times the feature map (P = 9
 for 3x3).
 
+    as_operator()            the graph names the operator, whichever backend this machine has
     translation_table()      how torch.onnx's exporter (dynamo=True) writes the operators
     torchscript_symbolics()  the same for its older one (dynamo=False), which mmdeploy uses
     function_proto()         the definition
@@ -176,6 +177,23 @@ TRTDCNv3 <kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dila
 """
 
 
+@contextlib.contextmanager
+def as_operator() -> Iterator[None]:
+    """Within it every call of the operator is that of torch.ops, whatever backend it asks for.
+
+    A captured graph then names the operator also where nothing was compiled, or where plain PyTorch
+    was asked for: the file has its own way to compute it.
+    """
+    from ops_dcnv3.functions import dcnv3_func
+
+    choose = dcnv3_func._choose
+    dcnv3_func._choose = lambda *arguments: "operator"
+    try:
+        yield
+    finally:
+        dcnv3_func._choose = choose
+
+
 def node_attributes(geometry: Geometry) -> dict[str, int | float | str]:
     """Attributes of the node for one call of the operator, in the original exporter's names.
 
@@ -248,7 +266,7 @@ def inline_function(model: Any) -> None:
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The operators' translations for ``torch.onnx.export(custom_translation_table=...)``.
 
-    The file that comes out needs `add_function`.
+    Export within `as_operator`; the file that comes out needs `add_function`.
     """
     from onnx.defs import OpSchema
     from onnxscript import opset18 as op
@@ -369,7 +387,8 @@ def torchscript_symbolics(opset: int) -> Iterator[None]:
     try:
         for name, symbolic in symbolics.items():
             register_custom_op_symbolic(name, symbolic, opset)
-        yield
+        with as_operator():
+            yield
     finally:
         for name in symbolics:
             unregister_custom_op_symbolic(name, opset)

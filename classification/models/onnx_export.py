@@ -22,8 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ops_dcnv3.modules import DCNv3, DCNv4
-
 from . import onnx_dcnv3
 from .write_file import replacing
 
@@ -138,7 +136,7 @@ def export_onnx(
     with (
         replacing(path) as temporary,
         tempfile.TemporaryDirectory(prefix=".onnx-", dir=path.parent) as folder,
-        _any_backend(model),
+        onnx_dcnv3.as_operator(),
         torch.no_grad(),
     ):
         model(*inputs)  # errors of the model itself come first, and in its own words
@@ -277,20 +275,6 @@ def _by_torchscript(
             **modern,
         )
     return onnx_ir.load(path)
-
-
-@contextlib.contextmanager
-def _any_backend(model: nn.Module) -> Iterator[None]:
-    """Without the backends that layers were told to use: the file has its own."""
-    layers = [layer for layer in model.modules() if isinstance(layer, (DCNv3, DCNv4))]
-    backends = [layer.backend for layer in layers]
-    try:
-        for layer in layers:
-            layer.backend = None
-        yield
-    finally:
-        for layer, backend in zip(layers, backends, strict=True):
-            layer.backend = backend
 
 
 def _bytes_of_weights(model: nn.Module) -> int:

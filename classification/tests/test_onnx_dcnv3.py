@@ -132,8 +132,12 @@ def nodes(path: Path) -> tuple[object, list[object]]:
 
 
 @pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
-def test_node_is_the_original_exporters(exporter, tmp_path):
-    """Name, inputs and attributes; offsets and masks reach it apart and after the softmax."""
+def test_node_is_the_original_exporters(exporter, tmp_path, monkeypatch):
+    """Name, inputs and attributes; offsets and masks reach it apart and after the softmax.
+
+    Also where another backend was asked for.
+    """
+    monkeypatch.setenv("OPS_DCNV3_BACKEND", "pytorch")
 
     class Layers(nn.Module):
         def __init__(self) -> None:
