@@ -9,59 +9,39 @@ detections.
 from __future__ import annotations
 
 import argparse
-import glob
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import cv2
 import mmdet_custom  # noqa: F401  (registers models and data sets)
 import numpy as np
-import torch
 from internimage.cli import ArgumentParser, run_program
-from internimage.released import UnknownModelError, list_models, released_model
 from internimage.write_file import replacing
-from mmcv import Config, DictAction
+from mmcv import Config
 from mmcv_custom.checkpoint import load_checkpoint
+from mmcv_custom.demo import (
+    Job,
+    add_arguments,
+    check_arguments,
+    find_jobs,
+    process,
+    read_config,
+    resolve_device,
+)
 from mmdet.apis import inference_detector
 from mmdet.core.visualization import get_palette
 from mmdet.datasets import DATASETS
 from mmdet.models import build_detector
 from torch import nn
-from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).resolve().parent
-IMAGES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
-CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".mov": "mp4v", ".mkv": "mp4v"}
 PALETTES = ("coco", "voc", "citys", "random")
-
-
-@dataclass
-class Job:
-    """One file to read and where its picture goes."""
-
-    source: Path
-    target: Path
-
-    @property
-    def is_video(self) -> bool:
-        return self.source.suffix.lower() in CODECS
-
-
-class _ListModels(argparse.Action):
-    """``--list-models``: prints the released detectors and ends the program."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
-        for row in map(released_model, list_models(task="detection")):
-            metrics = ", ".join(f"{key} {value}" for key, value in row.metrics.items())
-            print(f"{row.name:52}  {row.dataset:12}  {metrics}".rstrip())
-        parser.exit()
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -69,95 +49,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(
         "image_demo.py", description="Draw what a detector finds", allow_abbrev=False
     )
+    add_arguments(parser, "detection")
     add = parser.add_argument
-    add("img", metavar="INPUT", help="image, folder, glob pattern or video")
-    add("config", nargs="?", metavar="CONFIG", help="config file")
-    add("checkpoint", nargs="?", metavar="CHECKPOINT", help="path, address or released model")
-    add("--model", metavar="NAME", help="released detector instead of CONFIG and CHECKPOINT")
-    add("--list-models", action=_ListModels, nargs=0, help="list the names and stop")
-    add(
-        "--out",
-        default="demo",
-        metavar="PATH",
-        help="folder for the pictures, or for one input a file (default: demo)",
-    )
     add("--json", metavar="FILE", help="write the detections, one JSON object per image or frame")
-    add("--device", default="auto", help="auto | cpu | cuda | cuda:N (default: auto)")
     add("--palette", default="coco", choices=PALETTES, help="colours (default: coco)")
     add("--score-thr", type=float, default=0.3, metavar="P", help="least score (default: 0.3)")
-    add("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override CONFIG")
     add("--async-test", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.async_test:
         parser.error("--async-test never did anything: leave it out")
-    if args.model and args.config:
-        parser.error(f"--model {args.model} has its configuration: leave {args.config} out")
-    if not args.model and not args.checkpoint:
-        parser.error("which model? Give CONFIG CHECKPOINT, or --model NAME (see --list-models)")
+    check_arguments(parser, args)
     if not 0 <= args.score_thr <= 1:
         parser.error(f"--score-thr must be between 0 and 1, got {args.score_thr}")
     return args
-
-
-def find_jobs(text: str, out: str) -> list[Job]:
-    """The images and videos behind a path or pattern, each with the file to write.
-
-    Raises:
-        ValueError: there is none, two would be written to the same file, or an input would be
-            overwritten.
-    """
-    path, target = Path(text), Path(out)
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-        known = [p for p in files if p.suffix.lower() in IMAGES]
-        if not known:
-            raise ValueError(f"{text}: no image in this folder ({', '.join(sorted(IMAGES))})")
-        skipped = [str(p.relative_to(path)) for p in files if p not in set(known)]
-        if skipped:
-            names = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
-            logger.info("%s: skipped %d that are no images: %s", text, len(skipped), names)
-        pairs = [(p, p.relative_to(path)) for p in known]
-    else:
-        files = (
-            [path] if path.is_file() else [Path(p) for p in sorted(glob.glob(text, recursive=True))]
-        )
-        pairs = [(p, Path(p.name)) for p in files if p.is_file()]
-        if not pairs:
-            raise ValueError(
-                f"{text}: no such file, folder or match (working directory {Path.cwd()})"
-            )
-    to_file = (
-        len(pairs) == 1 and target.suffix.lower() in (*IMAGES, *CODECS) and not target.is_dir()
-    )
-    jobs = [Job(source, target if to_file else target / name) for source, name in pairs]
-    taken: dict[Path, Path] = {}
-    for job in jobs:
-        if to_file and job.is_video != (target.suffix.lower() in CODECS):
-            kind = "a video" if job.is_video else "an image"
-            raise ValueError(f"--out {out}: the input is {kind}, this is the name of another kind")
-        other = taken.setdefault(job.target.resolve(), job.source)
-        if other != job.source:
-            raise ValueError(f"{other} and {job.source} would both be written to {job.target}")
-        if job.target.resolve() == job.source.resolve():
-            raise ValueError(f"{job.source} would be overwritten: name another --out")
-    return jobs
-
-
-def resolve_device(text: str) -> torch.device:
-    """``auto``: the first GPU if there is one, else the CPU.
-
-    Raises:
-        ValueError: no such device.
-    """
-    if text == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(text)
-    except RuntimeError as error:
-        raise ValueError(f"--device takes auto, cpu, cuda or cuda:N, got {text!r}") from error
-    if device.type == "cuda" and not (device.index or 0) < torch.cuda.device_count():
-        raise ValueError(f"--device {text}: {torch.cuda.device_count()} GPUs are visible")
-    return device
 
 
 def class_names(checkpoint: dict[str, Any], config: Config, count: int) -> list[str]:
@@ -188,36 +92,12 @@ def load_detector(args: argparse.Namespace) -> nn.Module:
         CheckpointError: the weights cannot be had or belong to another model.
         ValueError: the config is not one of a detector.
     """
-    path, weights = args.config, args.checkpoint
-    if args.model:
-        row = released_model(args.model)
-        if row.task != "detection":
-            raise UnknownModelError(f"{args.model} is a {row.task} model: use {row.task}/")
-        path, weights = HERE / row.config, args.model
-    config = Config.fromfile(path)
-    if args.cfg_options:
-        config.merge_from_dict(args.cfg_options)
-    if "model" not in config or not isinstance(config.get("data", {}).get("test"), dict):
-        raise ValueError(f"{path} needs model and data.test: it is not the config of a detector")
-    config.model.train_cfg = None
+    config, weights = read_config(args, "detection", HERE)
     model = build_detector(config.model, test_cfg=config.get("test_cfg"))
-    checkpoint = load_checkpoint(model, str(weights), map_location="cpu")
+    checkpoint = load_checkpoint(model, weights, map_location="cpu")
     model.CLASSES = class_names(checkpoint, config, num_classes(model))
     model.cfg = config
     return model.to(resolve_device(args.device)).eval()
-
-
-def read_image(path: Path) -> np.ndarray:
-    """The image as (H, W, 3) BGR.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    data = np.fromfile(path, np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if image is None:
-        raise ValueError(f"{path}: not an image that can be read")
-    return image
 
 
 def detect(model: nn.Module, image: np.ndarray) -> Any:
@@ -280,51 +160,6 @@ def draw(model: nn.Module, image: np.ndarray, result: Any, args: argparse.Namesp
     )
 
 
-def process_image(model: nn.Module, job: Job, args: argparse.Namespace, log: TextIO | None) -> int:
-    """Write the picture of an image; returns the number of detections."""
-    image = read_image(job.source)
-    result = detect(model, image)
-    with replacing(job.target) as temporary:
-        if not cv2.imwrite(str(temporary), draw(model, image, result, args)):
-            raise OSError(f"{job.target} cannot be written as {job.target.suffix}")
-    return note(model, job, image, result, args, log)
-
-
-def frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
-    """The frames of a video, (H, W, 3) BGR."""
-    while True:
-        there, frame = video.read()
-        if not there:
-            return
-        yield frame
-
-
-def process_video(model: nn.Module, job: Job, args: argparse.Namespace, log: TextIO | None) -> int:
-    """Write the video with drawings, whole or not at all; returns the number of detections."""
-    video = cv2.VideoCapture(str(job.source))
-    size = tuple(
-        int(video.get(key)) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
-    )
-    if not video.isOpened() or min(size) < 1:
-        raise ValueError(f"{job.source}: not a video that can be read")
-    codec = cv2.VideoWriter_fourcc(*CODECS[job.target.suffix.lower()])
-    count, number = 0, -1
-    with replacing(job.target) as temporary:
-        writer = cv2.VideoWriter(str(temporary), codec, video.get(cv2.CAP_PROP_FPS) or 25, size)
-        if not writer.isOpened():
-            raise OSError(f"{job.target}: OpenCV cannot write such videos here; try --out x.avi")
-        total = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) or None
-        shown = tqdm(frames(video), total=total, desc=job.source.name, disable=None)
-        for number, frame in enumerate(shown):
-            result = detect(model, frame)
-            writer.write(draw(model, frame, result, args))
-            count += note(model, job, frame, result, args, log, number)
-        writer.release()
-        if number < 0:
-            raise ValueError(f"{job.source}: the video has no frame that can be read")
-    return count
-
-
 def note(
     model: nn.Module,
     job: Job,
@@ -343,23 +178,20 @@ def note(
     return len(found)
 
 
-def process(
+def draw_all(
     model: nn.Module, jobs: Sequence[Job], args: argparse.Namespace, log: TextIO | None
 ) -> int:
-    """Draw all inputs; one that cannot be read does not stop the others. Returns the exit code."""
-    failed = 0
-    for job in jobs:
-        try:
-            found = (process_video if job.is_video else process_image)(model, job, args, log)
-        except ValueError as error:
-            text = str(error)
-            logger.error("%s", text if str(job.source) in text else f"{job.source}: {text}")
-            failed += 1
-            continue
-        print(f"{job.source} -> {job.target}: {found or 'no'} detection{'s' * (found != 1)}")
-    if failed and len(jobs) > 1:
-        logger.error("%d of %d inputs could not be read", failed, len(jobs))
-    return int(failed > 0)
+    """Draw all inputs; returns the exit code."""
+
+    def draw_one(job: Job, image: np.ndarray, frame: int | None) -> tuple[np.ndarray, int]:
+        result = detect(model, image)
+        count = note(model, job, image, result, args, log, frame)
+        return draw(model, image, result, args), count
+
+    def describe(counts: list[int]) -> str:
+        return f"{sum(counts) or 'no'} detection{'s' * (sum(counts) != 1)}"
+
+    return process(jobs, draw_one, describe, print)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -378,9 +210,9 @@ def run(args: argparse.Namespace) -> int:
         )
         args.palette = "random"
     if not args.json:
-        return process(model, jobs, args, None)
+        return draw_all(model, jobs, args, None)
     with replacing(args.json) as temporary, temporary.open("w", encoding="utf-8") as log:
-        return process(model, jobs, args, log)
+        return draw_all(model, jobs, args, log)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

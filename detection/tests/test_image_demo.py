@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import cv2
 import image_demo
+import mmcv_custom.demo as shared
 import numpy as np
 import pytest
 import runs
@@ -124,7 +125,7 @@ def test_a_video_frame_by_frame(trained, photos, tmp_path, caplog):
     writer.release()
     assert demo(trained, source, "--out", out, "--json", tmp_path / "f.jsonl") == 0
     video = cv2.VideoCapture(str(out / "clip.avi"))
-    frames = list(image_demo.frames(video))
+    frames = list(shared.frames(video))
     assert [frame.shape for frame in frames] == [(48, 64, 3)] * 3
     assert video.get(cv2.CAP_PROP_FPS) == 5
     assert [row["frame"] for row in rows(tmp_path / "f.jsonl")] == [0, 1, 2]
@@ -139,7 +140,7 @@ def test_a_video_frame_by_frame(trained, photos, tmp_path, caplog):
 
 def test_a_released_model_by_name(trained, photos, tmp_path, monkeypatch, caplog):
     row = SimpleNamespace(task="detection", config=trained.config)
-    monkeypatch.setattr(image_demo, "released_model", lambda name: row)
+    monkeypatch.setattr(shared, "released_model", lambda name: row)
     real = image_demo.load_checkpoint
 
     def load_named(model, name, **kwargs):

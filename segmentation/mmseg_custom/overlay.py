@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-MARGIN = 0.5  # of a legend's line, around every entry
 
 
 def colours(palette: Sequence[Sequence[int]] | None, count: int) -> np.ndarray:
@@ -37,13 +36,23 @@ def paint(image: np.ndarray, labels: np.ndarray, palette: np.ndarray, opacity: f
     return mixed.round().astype(np.uint8)
 
 
-def legend(labels: np.ndarray, names: Sequence[str], palette: np.ndarray, width: int) -> np.ndarray:
-    """A white strip (h, `width`, 3) BGR with colour and name of the classes, the largest first."""
+def legend(
+    labels: np.ndarray,
+    names: Sequence[str],
+    palette: np.ndarray,
+    width: int,
+    lines: int = 0,
+) -> np.ndarray:
+    """A white strip (h, `width`, 3) BGR with colour and name of the classes, the largest first.
+
+    Args:
+        labels: (H, W) indices of classes.
+        lines: exactly so many, with what fits; 0: as many as it takes.
+    """
     found, counts = np.unique(labels, return_counts=True)
     order = [int(found[i]) for i in np.argsort(-counts, kind="stable") if found[i] < len(names)]
-    line = int(np.clip(width / 32, 14, 40))  # pixels
-    scale, box = line / 36, line // 2
-    gap = round(MARGIN * line)
+    line = int(np.clip(width / 32, 16, 40))  # pixels
+    scale, box, gap = line / 36, line // 2, line // 2
     places, x, y = [], gap, gap
     for index in order:
         room = box + gap // 2 + text_width(names[index], scale) + gap
@@ -51,8 +60,11 @@ def legend(labels: np.ndarray, names: Sequence[str], palette: np.ndarray, width:
             x, y = gap, y + line
         places.append((index, x, y))
         x += room
-    strip = np.full((y + line + gap // 2, width, 3), 255, np.uint8)
+    height = (lines or y // line + 1) * line + gap
+    strip = np.full((height, width, 3), 255, np.uint8)
     for index, x, y in places:
+        if y + box >= height:
+            break
         colour = palette[index, ::-1].tolist()
         cv2.rectangle(strip, (x, y), (x + box, y + box), colour, cv2.FILLED)
         cv2.rectangle(strip, (x, y), (x + box, y + box), (90, 90, 90), 1)
