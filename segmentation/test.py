@@ -21,7 +21,6 @@ from internimage.cli import ArgumentParser, run_program
 from internimage.write_file import replacing
 from mmcv import Config, DictAction
 from mmcv.runner import get_dist_info, wrap_fp16_model
-from mmcv_custom.batch_norm import needs_local_batch_norm, use_local_batch_norm
 from mmcv_custom.checkpoint import compare_classes, load_checkpoint
 from mmcv_custom.distributed import agree, wrap_model
 from mmcv_custom.programs import (
@@ -142,8 +141,6 @@ def run(args: argparse.Namespace, cfg: Config, distributed: bool, gpu_id: int) -
     classes = class_meta(dataset)
     compare_classes(meta, classes["CLASSES"])
     model.CLASSES, model.PALETTE = classes["CLASSES"], classes["PALETTE"]
-    if needs_local_batch_norm(cfg.device):
-        use_local_batch_norm(model)
     model = wrap_model(model, cfg.device, distributed, gpu_id=gpu_id)
     actions = choose_actions(args, dataset, options)
     results = test_model(

@@ -19,7 +19,6 @@ import mmseg_custom  # noqa: F401  registers models and data sets
 import torch
 from internimage.cli import ArgumentParser, run_program
 from mmcv import Config
-from mmcv_custom.batch_norm import needs_local_batch_norm, use_local_batch_norm
 from mmcv_custom.distributed import agree
 from mmcv_custom.programs import (
     add_training_arguments,
@@ -96,8 +95,6 @@ def run(args: argparse.Namespace, cfg: Config, distributed: bool) -> None:
     prepare_model(cfg, model)
     if not cfg.resume_from:
         model.init_weights()
-    if needs_local_batch_norm(cfg.device):
-        use_local_batch_norm(model)
     datasets = [build_data(cfg, cfg.data.train)]
     if len(cfg.workflow) == 2:
         datasets.append(build_data(cfg, training_view(cfg.data)))

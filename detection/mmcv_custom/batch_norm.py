@@ -1,8 +1,9 @@
-"""BatchNorm on one process: for configs that are written for SyncBN on several GPUs.
+"""BatchNorm without several GPUs: for configs that are written for SyncBN on several.
 
-The configs of UPerNet and SegFormer use SyncBN and, for the large models, one image per GPU. The
-1x1 level of UPerNet's pyramid pooling then has one value per channel on every GPU. SyncBN gathers
-the values of all GPUs; on one process torch raises "Expected more than 1 value per channel".
+torch has SyncBN between processes for GPUs only. The configs of UPerNet, SegFormer and Cascade Mask
+R-CNN use it, some with one image per GPU. The 1x1 level of UPerNet's pyramid pooling then has one
+value per channel on every GPU: SyncBN gathers the values of all GPUs; on one process torch raises
+"Expected more than 1 value per channel".
 """
 
 from __future__ import annotations
@@ -14,19 +15,23 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from mmcv.ops import SyncBatchNorm as MMSyncBatchNorm
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 logger = logging.getLogger(__name__)
 
 
-class LocalBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d for batches of any size.
+class LocalBatchNorm(_BatchNorm):
+    """BatchNorm over the images of one process, for batches of any size.
 
     Where a training batch has one value per channel, the batch statistics say nothing (the output
     would be the bias, whatever the input), so the running statistics are used and not updated.
     """
 
+    def _check_input_dim(self, x: Tensor) -> None:
+        """As for SyncBN, any number of dimensions will do."""
+
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """(N, C, ...) -> (N, C, ...)."""
         if self.training and self.track_running_stats and x.numel() == x.shape[1]:
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
@@ -35,10 +40,10 @@ class LocalBatchNorm2d(nn.BatchNorm2d):
 
 
 def use_local_batch_norm(model: nn.Module) -> nn.Module:
-    """Replaces SyncBN and BatchNorm2d in ``model`` by LocalBatchNorm2d, in place.
+    """Replaces SyncBN and BatchNorm2d in ``model`` by LocalBatchNorm, in place.
 
-    Parameters, buffers, keys of the state dict and training mode stay. To be called before the
-    model is wrapped for distributed training, if :func:`needs_local_batch_norm` says so.
+    Parameters, buffers, keys of the state dict and training mode stay. `wrap_model` calls it where
+    :func:`needs_local_batch_norm` says so.
     """
     count = 0
     for module in model.modules():
@@ -47,7 +52,8 @@ def use_local_batch_norm(model: nn.Module) -> nn.Module:
             if is_sync or type(child) is nn.BatchNorm2d:
                 setattr(module, name, _local(child))
                 count += 1
-    logger.info("%d BatchNorm layers use the statistics of this process", count)
+    if count:
+        logger.info("%d BatchNorm layers use the statistics of this process", count)
     return model
 
 
@@ -57,8 +63,8 @@ def needs_local_batch_norm(device: torch.device | str) -> bool:
     return not several or torch.device(device).type != "cuda"
 
 
-def _local(norm: nn.Module) -> LocalBatchNorm2d:
-    local = LocalBatchNorm2d(
+def _local(norm: nn.Module) -> LocalBatchNorm:
+    local = LocalBatchNorm(
         norm.num_features,
         eps=norm.eps,
         momentum=norm.momentum,

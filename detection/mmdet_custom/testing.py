@@ -103,23 +103,34 @@ def test_model(
         model.register_forward_hook(painter, with_kwargs=True)
     if not distributed:
         return single_gpu_test(model, loader)
-    if gpu_collect and not torch.cuda.is_available():
-        logger.warning("--gpu-collect: there is no GPU; results are collected by files")
+    if gpu_collect and not next(model.parameters()).is_cuda:
+        logger.warning("--gpu-collect: the run uses no GPU; results are collected by files")
         gpu_collect = False
     if not gpu_collect:
         tmpdir = tmpdir or shared_folder(parent)
     return multi_gpu_test(model, loader, tmpdir=tmpdir, gpu_collect=gpu_collect)
 
 
-def check_metrics(names: Sequence[str], dataset: Dataset) -> None:
-    """Raises ConfigError for a metric that the data set does not have, before the test runs."""
+def check_metrics(
+    names: Sequence[str], dataset: Dataset, model: nn.Module, what: str = "--eval"
+) -> None:
+    """Raises ConfigError for a metric that data set or model do not have, before the run.
+
+    Args:
+        names: the metrics.
+        dataset: that they are computed on.
+        model: the detector.
+        what: where they were given.
+    """
     leaf = next(leaf_data_sets(dataset))
     known = next((metrics for kind, metrics in METRICS if isinstance(leaf, kind)), None)
     for name in names:
         if known is not None and name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"--eval {name}: {type(leaf).__name__} has {', '.join(known)}{hint}")
+            raise ConfigError(f"{what} {name}: {type(leaf).__name__} has {', '.join(known)}{hint}")
+    if "segm" in names and not getattr(model, "with_mask", True):
+        raise ConfigError(f"{what} segm: {type(model).__name__} predicts no masks; use bbox")
 
 
 def test_data(cfg: Config) -> list[Any]:

@@ -6,12 +6,9 @@ learning-rate scaling) are used here, and the run also works on the CPU, with se
 
 from __future__ import annotations
 
-import functools
 import logging
 from typing import Any
 
-import mmdet.datasets.samplers.infinite_sampler as infinite_sampler
-import torch
 from mmcv import Config
 from mmcv.runner import BaseRunner, Hook
 from mmcv_custom.runtime import naming_unknown_types
@@ -20,17 +17,22 @@ from mmdet.apis.train import auto_scale_lr
 from mmdet.core import DistEvalHook, EvalHook
 from mmdet.core.utils import sync_random_seed
 from mmdet.datasets import build_dataloader, replace_ImageToTensor
+from mmdet.datasets.samplers import class_aware_sampler, distributed_sampler, infinite_sampler
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 
 def draw_seeds_on_the_cpu() -> None:
-    """mmdet's endless samplers agree on a seed by a GPU tensor, also where there is no GPU.
+    """mmdet's samplers agree on a seed by a GPU tensor, also where a run uses no GPU.
 
     Symptom: `RuntimeError: Found no NVIDIA driver` with `IterBasedRunner` and several processes.
     """
-    if not torch.cuda.is_available():
-        infinite_sampler.sync_random_seed = functools.partial(sync_random_seed, device="cpu")
+
+    def on_the_cpu(seed: int | None = None, device: str = "cpu") -> int:
+        return sync_random_seed(seed, "cpu")
+
+    for module in (class_aware_sampler, distributed_sampler, infinite_sampler):
+        module.sync_random_seed = on_the_cpu
 
 
 def train_detector(
@@ -52,7 +54,8 @@ def train_detector(
         val_dataset: evaluated while training; None for no evaluation.
         cfg, distributed, logger, timestamp, meta: as for `run_training`.
     """
-    draw_seeds_on_the_cpu()
+    if cfg.device == "cpu":
+        draw_seeds_on_the_cpu()
     loaders = [build_train_loader(dataset, cfg, distributed) for dataset in datasets]
     auto_scale_lr(cfg, distributed, logger)
     evaluation = None
@@ -98,7 +101,11 @@ def build_evaluation(dataset: Dataset, cfg: Config, distributed: bool) -> Hook:
     }
     loader = build_dataloader(dataset, **options)
     evaluation = {**cfg.get("evaluation", {}), "by_epoch": cfg.runner.type != "IterBasedRunner"}
-    return (DistEvalHook if distributed else EvalHook)(loader, **evaluation)
+    if not distributed:
+        return EvalHook(loader, **evaluation)
+    if cfg.device == "cpu":
+        evaluation["gpu_collect"] = False
+    return DistEvalHook(loader, **evaluation)
 
 
 def batch_in_validation(cfg: Config) -> None:

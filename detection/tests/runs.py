@@ -1,21 +1,28 @@
-"""What tests of train.py and test.py share: a tiny data set and config, runs in this process."""
+"""What tests of train.py and test.py share: a tiny data set and config; runs, see `launch`."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
+from launch import FOLDER as DETECTION
+from launch import forget_loggers, program, shell, test, train
 from PIL import Image
 
-DETECTION = Path(__file__).resolve().parents[1]
+__all__ = [
+    "CLASSES",
+    "DETECTION",
+    "forget_loggers",
+    "program",
+    "shell",
+    "test",
+    "train",
+    "write_config",
+    "write_data",
+]
+
 CLASSES = ("square", "bar", "dot")
 SIZE = 64
 
@@ -167,54 +174,3 @@ def write_data(folder: Path, train: int, val: int) -> Path:
         }
         (folder / f"{split}.json").write_text(json.dumps(content))
     return folder
-
-
-def program(name: str) -> ModuleType:
-    """train.py or test.py as a module; `import test` would be Python's own tests."""
-    if f"detection_{name}" not in sys.modules:
-        spec = importlib.util.spec_from_file_location(f"detection_{name}", DETECTION / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[f"detection_{name}"]
-
-
-def forget_loggers() -> None:
-    """mmcv keeps the log file of the first run of a process; every run here writes its own."""
-    from mmcv.utils.logging import logger_initialized
-
-    for name in ("mmdet", "mmcv", "mmcv_custom", "mmdet_custom", "internimage"):
-        logger = logging.getLogger(name)
-        logger.handlers.clear()
-        logger.propagate = True
-        logger_initialized.pop(name, None)
-
-
-def train(*argv: str) -> int:
-    """train.py in this process; errors are raised."""
-    forget_loggers()
-    module = program("train")
-    return module.train(module.parse_args([str(arg) for arg in argv]))
-
-
-def test(*argv: str) -> int:
-    """test.py in this process; errors are raised."""
-    forget_loggers()
-    module = program("test")
-    return module.test(module.parse_args([str(arg) for arg in argv]))
-
-
-test.__test__ = False  # not a test of pytest's
-
-
-def shell(*command: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> Any:
-    """A program of this folder in processes of its own."""
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **(env or {})}
-    return subprocess.run(
-        [str(part) for part in command],
-        env=variables,
-        cwd=cwd or DETECTION,
-        capture_output=True,
-        text=True,
-        check=False,
-    )

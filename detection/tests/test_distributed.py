@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,17 @@ import torch
 import torch.distributed as dist
 from conftest import Trained
 from internimage.safe_load import load_file
+from mmcv.ops import RoIAlign
+from mmcv.parallel import DataContainer, MMDataParallel
 from mmcv_custom import distributed
+from mmcv_custom.batch_norm import LocalBatchNorm
 from mmcv_custom.distributed import LaunchError, first_slurm_host, start_processes
+from mmdet.core.utils import dist_utils
+from mmdet.datasets.samplers import class_aware_sampler, distributed_sampler, infinite_sampler
+from mmdet_custom.training import draw_seeds_on_the_cpu
+from torch import nn
+
+SAMPLERS = (class_aware_sampler, distributed_sampler, infinite_sampler)
 
 
 def test_one_process_needs_no_group() -> None:
@@ -80,8 +90,10 @@ def test_first_machine_of_a_slurm_job(
 
 
 def test_two_slurm_jobs_of_a_machine_have_two_ports() -> None:
-    ports = {distributed.slurm_port({"SLURM_JOB_ID": str(job)}) for job in (7, 8, 4000007)}
-    assert len(ports) == 3 or all(1024 < port < 65536 for port in ports)
+    jobs = (7, 8, 19999, 4000009)
+    ports = [distributed.slurm_port({"SLURM_JOB_ID": str(job)}) for job in jobs]
+    assert len(set(ports)) == len(jobs)
+    assert all(1024 < port < 65536 for port in ports)
     assert distributed.slurm_port({}) == distributed.slurm_port({})
 
 
@@ -103,14 +115,62 @@ def test_training_as_the_one_task_of_a_slurm_job(
     assert "bbox_mAP" in logged(tmp_path)[-1]
 
 
-def test_synchronised_norms_become_plain_ones_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch has them for GPUs only; with one process they need no group and stay."""
-    model = torch.nn.Sequential(torch.nn.SyncBatchNorm(3))
-    names = list(model.state_dict())
+@pytest.mark.parametrize("processes", [False, True])
+def test_synchronised_norms_become_local_ones_on_the_cpu(
+    processes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch has them for several GPUs only."""
+    model = nn.Sequential(nn.SyncBatchNorm(3), nn.BatchNorm2d(3)).train()
+    names, weight = list(model.state_dict()), model[0].weight
     monkeypatch.setattr(distributed, "CPUDistributedDataParallel", lambda module, **_: module)
-    wrapped = distributed.wrap_model(model, "cpu", distributed=True)
-    assert not any(isinstance(m, torch.nn.SyncBatchNorm) for m in wrapped.modules())
-    assert list(wrapped.state_dict()) == names
+    wrapped = distributed.wrap_model(model, "cpu", distributed=processes)
+    model = wrapped if processes else wrapped.module
+    assert [type(module) for module in model] == [LocalBatchNorm, LocalBatchNorm]
+    assert list(model.state_dict()) == names
+    assert model[0].weight is weight
+    assert torch.equal(model(torch.zeros(1, 3, 1, 1)), torch.zeros(1, 3, 1, 1))
+    values = torch.randn(4, 3)  # SyncBN takes these, BatchNorm2d does not
+    expected = nn.functional.batch_norm(values, None, None, training=True)
+    torch.testing.assert_close(model[0](values), expected)
+
+
+def test_a_run_on_the_cpu_leaves_the_gpu_of_its_machine_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torch's DataParallel asks which accelerator there is, and wants to use it."""
+    module = sys.modules["torch.nn.parallel.data_parallel"]  # a function has its name
+    monkeypatch.setattr(module, "_get_available_device_type", lambda: "cuda")
+    with pytest.raises(IndexError):
+        MMDataParallel(nn.Linear(2, 1), device_ids=[])
+    wrapped = distributed.wrap_model(nn.Linear(2, 1), "cpu", distributed=False)
+    assert isinstance(wrapped, MMDataParallel)
+    inputs = DataContainer([torch.ones(3, 2)], stack=False)
+    assert wrapped(inputs).shape == (3, 1)
+
+
+def test_a_gpu_needs_operators_compiled_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ModuleDict({"pool": RoIAlign(2)}))
+    monkeypatch.setattr(distributed, "get_compiling_cuda_version", lambda: "13.0")
+    distributed.check_operators(model)
+    monkeypatch.setattr(distributed, "get_compiling_cuda_version", lambda: "not available")
+    with pytest.raises(
+        LaunchError, match=r"compiled without CUDA.* has RoIAlign of it.*FORCE_CUDA"
+    ):
+        distributed.wrap_model(model, "cuda", distributed=False)
+    distributed.check_operators(model[:1])  # a model without them can go on
+
+
+def test_samplers_agree_on_a_seed_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mmdet's take a tensor on the GPU to the others; two of the three name no other place."""
+    for module in SAMPLERS:
+        monkeypatch.setattr(module, "sync_random_seed", module.sync_random_seed)  # put back
+    sent = []
+    monkeypatch.setattr(dist_utils, "get_dist_info", lambda: (0, 2))
+    monkeypatch.setattr(dist, "broadcast", lambda tensor, src: sent.append(tensor))
+    draw_seeds_on_the_cpu()
+    for module in SAMPLERS:
+        assert module.sync_random_seed(7, "cuda") == 7
+    assert [tensor.device.type for tensor in sent] == ["cpu"] * len(SAMPLERS)
 
 
 WHOLE_BATCH = {  # nothing is drawn at random, and every image counts as much as the others

@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from mmcv.cnn.utils import revert_sync_batchnorm
+from mmcv.ops import get_compiling_cuda_version
 from mmcv.parallel import MMDataParallel, MMDistributedDataParallel
 from mmcv.runner import get_dist_info
 from torch import nn
+
+from .batch_norm import needs_local_batch_norm, use_local_batch_norm
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +147,19 @@ def free_port() -> int:
         return listening.getsockname()[1]
 
 
+class CPUDataParallel(MMDataParallel):
+    """mmcv's wrapper for one process, on the CPU, also of a machine that has GPUs.
+
+    torch's constructor looks for GPUs by itself; where it finds one it puts the model there.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.module = module
+        self.device_ids: list[int] = []  # mmcv then unpacks its data containers on the CPU
+        self.dim = 0
+
+
 class CPUDistributedDataParallel(MMDistributedDataParallel):
     """mmcv's wrapper for several processes, on the CPU.
 
@@ -178,19 +193,45 @@ def wrap_model(
         distributed: there is a process group; the GPU is the current one.
         gpu_id: the GPU without a process group.
         find_unused_parameters: as in torch's DistributedDataParallel.
+
+    Raises:
+        LaunchError: the model cannot run on a GPU, see `check_operators`.
     """
+    if device == "cuda":
+        check_operators(model)
+    if needs_local_batch_norm(device):
+        use_local_batch_norm(model)
     if not distributed:
         if device == "cpu":
-            return MMDataParallel(model.cpu(), device_ids=[])
+            return CPUDataParallel(model.cpu())
         return MMDataParallel(model.cuda(gpu_id), device_ids=[gpu_id])
     options = {"broadcast_buffers": False, "find_unused_parameters": find_unused_parameters}
     if device == "cpu":
-        if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
-            logger.warning("SyncBN needs GPUs: every process normalises over its own images")
-            model = revert_sync_batchnorm(model)
         return CPUDistributedDataParallel(model.cpu(), **options)
     current = torch.cuda.current_device()
     return MMDistributedDataParallel(model.cuda(), device_ids=[current], **options)
+
+
+def check_operators(model: nn.Module) -> None:
+    """Looks for operators that a GPU cannot run, before a run finds out that it cannot.
+
+    Raises:
+        LaunchError: the model has operators of mmcv, which was compiled without CUDA.
+    """
+    if get_compiling_cuda_version() != "not available":
+        return
+    used = {
+        parent.__name__
+        for module in model.modules()
+        for parent in type(module).__mro__
+        if parent.__module__.startswith("mmcv.ops")
+    }
+    if used:
+        raise LaunchError(
+            f"mmcv-full was compiled without CUDA, and the model has {', '.join(sorted(used))} of "
+            "it: compile it where nvcc is (FORCE_CUDA=1 pip install --no-build-isolation --no-deps "
+            "--force-reinstall --no-cache-dir mmcv-full==1.7.2), or use --device cpu"
+        )
 
 
 def agree(value: Any) -> Any:

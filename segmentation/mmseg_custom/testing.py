@@ -98,8 +98,8 @@ def test_model(
             progress.update(min(len(maps) * world_size, progress.task_num - progress.completed))
     if not distributed:
         return results
-    if gpu_collect and not torch.cuda.is_available():
-        logger.warning("--gpu-collect: there is no GPU; results are collected by files")
+    if gpu_collect and not next(model.parameters()).is_cuda:
+        logger.warning("--gpu-collect: the run uses no GPU; results are collected by files")
         gpu_collect = False
     if gpu_collect:
         return collect_results_gpu(results, len(loader.dataset))

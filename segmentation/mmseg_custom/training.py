@@ -105,7 +105,7 @@ def loader_options(cfg: Config, split: str, **defaults: Any) -> dict[str, Any]:
         "samples_per_gpu": 2,
         "workers_per_gpu": 2,
         "persistent_workers": False,
-        "pin_memory": torch.cuda.is_available(),
+        "pin_memory": cfg.device == "cuda",
         **shared,
         **defaults,
         **(cfg.data.get(f"{split}_dataloader") or {}),
@@ -143,6 +143,6 @@ def build_evaluation(dataset: Dataset, cfg: Config, distributed: bool) -> Hook:
     settings = {**cfg.get("evaluation", {}), "by_epoch": cfg.runner.type != "IterBasedRunner"}
     if not distributed:
         return EvalHook(loader, **settings)
-    if not torch.cuda.is_available():
+    if cfg.device == "cpu":
         settings["gpu_collect"] = False
     return DistEvalHook(loader, **settings)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from mmcv import ConfigDict
 from mmcv_custom.batch_norm import (
-    LocalBatchNorm2d,
+    LocalBatchNorm,
     needs_local_batch_norm,
     use_local_batch_norm,
 )
@@ -71,7 +71,7 @@ def test_a_batch_of_one_trains():
 
 
 def test_local_batch_norm_of_one_value_uses_the_running_statistics():
-    norm = LocalBatchNorm2d(4).train()
+    norm = LocalBatchNorm(4).train()
     norm.load_state_dict(
         {
             "weight": torch.tensor([1.0, 2, 3, 4]),

@@ -1,5 +1,6 @@
 # OpenImages v6 boxes (601 classes in a hierarchy); the boxes of its csv files are in fractions of
-# the image (denorm_bbox). tools/prepare_openimages.py checks the files and writes the pkl file.
+# the image (denorm_bbox). tools/prepare_dataset.py openimages
+# checks the files and writes the pkl file.
 data_root = "data/OpenImages/"
 img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 train_pipeline = [
