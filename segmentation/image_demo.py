@@ -143,17 +143,29 @@ def draw(
     return np.concatenate([picture, strip])
 
 
+def check_label_names(jobs: Sequence[Job]) -> None:
+    """Raises ValueError when the labels of two inputs (a.png and a.jpg) have one name."""
+    taken: dict[Path, Path] = {}
+    for job in jobs:
+        name = job.below.with_suffix(".png")
+        if (other := taken.setdefault(name, job.source)) != job.source:
+            raise ValueError(f"--labels: {other} and {job.source} would both be written to {name}")
+
+
 def run(args: argparse.Namespace) -> int:
     """Load, segment and paint; returns the exit code."""
     logging.getLogger("mmcv").setLevel(logging.WARNING)
     jobs = find_jobs(args.img, args.out)
+    if args.labels:
+        check_label_names(jobs)
     model = load_segmentor(args)
 
     def draw_one(job: Job, image: np.ndarray, frame: int | None) -> tuple[np.ndarray, np.ndarray]:
         labels = segment(model, image)
         if args.labels:
-            name = job.target.stem if frame is None else f"{job.target.stem}_{frame:06d}"
-            write_image(Path(args.labels) / f"{name}.png", labels.astype(np.uint8))
+            name = job.target.stem + ("" if frame is None else f"_{frame:06d}")
+            path = Path(args.labels) / job.below.with_name(f"{name}.png")
+            write_image(path, labels.astype(np.uint8))
         counts = np.bincount(labels.ravel(), minlength=len(model.CLASSES))
         return draw(model, image, labels, args, 0 if frame is None else 2), counts
 

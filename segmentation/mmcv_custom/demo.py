@@ -31,10 +31,17 @@ Draw = Callable[["Job", np.ndarray, "int | None"], tuple[np.ndarray, Any]]
 
 @dataclass
 class Job:
-    """One file to read and where its picture goes."""
+    """One file to read and where its picture goes.
+
+    Attributes:
+        source: image or video.
+        target: file to write.
+        below: name of `target`, with the folders that it has below the folder --out.
+    """
 
     source: Path
     target: Path
+    below: Path
 
     @property
     def is_video(self) -> bool:
@@ -133,7 +140,10 @@ def find_jobs(text: str, out: str) -> list[Job]:
     to_file = (
         len(pairs) == 1 and target.suffix.lower() in (*IMAGES, *CODECS) and not target.is_dir()
     )
-    jobs = [Job(source, target if to_file else target / name) for source, name in pairs]
+    jobs = [
+        Job(source, target, Path(target.name)) if to_file else Job(source, target / name, name)
+        for source, name in pairs
+    ]
     taken: dict[Path, Path] = {}
     for job in jobs:
         if to_file and job.is_video != (target.suffix.lower() in CODECS):
