@@ -18,10 +18,11 @@ import mmcv_custom  # noqa: F401  applies what mmcv needs on today's torch, befo
 import mmdet_custom  # noqa: F401  registers models and data sets
 from internimage.cli import ArgumentParser, run_program
 from internimage.write_file import replacing
-from mmcv import Config, DictAction
+from mmcv import Config
 from mmcv.cnn import fuse_conv_bn
 from mmcv.runner import get_dist_info, wrap_fp16_model
 from mmcv_custom.checkpoint import compare_classes, load_checkpoint
+from mmcv_custom.config_checks import KeyValues
 from mmcv_custom.distributed import agree, wrap_model
 from mmcv_custom.programs import (
     add_testing_arguments,
@@ -71,7 +72,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--fuse-conv-bn", action="store_true", help="fold batch norms into convolutions first"
     )
-    parser.add_argument("--options", nargs="+", action=DictAction, help="old: --eval-options")
+    parser.add_argument("--options", nargs="+", action=KeyValues, help="old: --eval-options")
     args = parser.parse_args(argv)
     check_testing_arguments(parser, args)
     if args.options is not None:
@@ -119,8 +120,9 @@ def run(args: argparse.Namespace, cfg: Config, distributed: bool, gpu_id: int) -
     setup_multi_processes(cfg)
     if args.out:
         make_folder(Path(args.out).absolute().parent, "--out: the folder")
+    if args.show_dir:
+        make_folder(args.show_dir, "--show-dir")
     dataset = build_data(cfg, cfg.data.test, {"test_mode": True})
-    check_metrics(args.eval or (), dataset)
     loader = build_dataloader(
         dataset,
         **{
@@ -133,6 +135,7 @@ def run(args: argparse.Namespace, cfg: Config, distributed: bool, gpu_id: int) -
     )
     with naming_unknown_types("the model", DETECTORS):
         model = build_detector(cfg.model, test_cfg=cfg.get("test_cfg"))
+    check_metrics(args.eval or (), dataset, model)
     if cfg.get("fp16") is not None:
         wrap_fp16_model(model)
     meta = load_checkpoint(model, args.checkpoint)["meta"]
@@ -174,6 +177,8 @@ def report(
         logger.info("results in the format of the data set: %s", written)
     if args.eval:
         metric = evaluate(args, cfg, dataset, results, options)
+        if not metric:
+            logger.warning("nothing was detected in the %d images: no figures", len(results))
         logger.info("%s", ", ".join(f"{name} {value}" for name, value in metric.items()))
         path = write_metrics(work_dir, "eval", args.config, metric)
         logger.info("metrics in %s", path)

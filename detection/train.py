@@ -43,6 +43,7 @@ from mmdet.utils import (
     update_data_root,
 )
 from mmdet_custom.datasets.checks import build_data
+from mmdet_custom.testing import check_metrics
 from mmdet_custom.training import batch_in_validation, train_detector
 
 logger = logging.getLogger("mmdet")
@@ -110,6 +111,10 @@ def run(args: argparse.Namespace, cfg: Config, distributed: bool) -> None:
     if len(cfg.workflow) == 2:
         datasets.append(build_data(cfg, training_view(cfg.data)))
     val = None if args.no_validate else build_data(cfg, cfg.data.val, {"test_mode": True})
+    if val is not None:
+        metrics = cfg.get("evaluation", {}).get("metric", ())
+        metrics = [metrics] if isinstance(metrics, str) else metrics
+        check_metrics(metrics, val, model, "evaluation.metric")
     if not cfg.resume_from:
         model.init_weights()  # after the data: it may download
     model.CLASSES = datasets[0].CLASSES

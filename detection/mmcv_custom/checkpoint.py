@@ -68,7 +68,7 @@ def load_checkpoint(
     if (strict and report) or not fitting:
         raise CheckpointError(
             f"{path} is a checkpoint of another model: {fitting} of the model's {len(wanted)} "
-            f"parameters and buffers fit; {report}"
+            f"parameters and buffers fit; {report}{advice(wanted, found)}"
         )
     if report:
         logger.warning("%s fits in %d of %d parameters; %s", path, fitting, len(wanted), report)
@@ -124,6 +124,16 @@ def differences(
         (unexpected, "only in the file"),
     ]
     return "; ".join(f"{len(names)} {what} ({shorten(names)})" for names, what in parts if names)
+
+
+def advice(wanted: Iterable[str], found: Iterable[str]) -> str:
+    """What can be done with a file that does not fit."""
+    if {f"backbone.{name}" for name in found} & set(wanted):
+        return (
+            ". It holds a backbone (or a classifier): a training starts from it with "
+            "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=...)"
+        )
+    return ". Use the config that the file was trained with, or another file"
 
 
 def shorten(names: Iterable[str]) -> str:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from internimage.write_file import replacing
-from mmcv import Config, DictAction
+from mmcv import Config
 from mmcv.runner import get_dist_info
 
 from .checkpoint import find_whole_checkpoint, read_meta
+from .config_checks import KeyValues
 from .distributed import start_processes, stop_processes
 from .runtime import (
     add_gpu_arguments,
@@ -51,7 +52,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--amp", choices=("fp16", "bf16"), help="mixed precision; the CPU has bf16 only"
     )
-    parser.add_argument("--options", nargs="+", action=DictAction, help="old: --cfg-options")
+    parser.add_argument("--options", nargs="+", action=KeyValues, help="old: --cfg-options")
 
 
 def add_testing_arguments(parser: argparse.ArgumentParser, metrics: str) -> None:
@@ -75,7 +76,7 @@ def add_testing_arguments(parser: argparse.ArgumentParser, metrics: str) -> None
     parser.add_argument(
         "--eval-options",
         nargs="+",
-        action=DictAction,
+        action=KeyValues,
         metavar="KEY=VALUE",
         help="arguments of the data set's evaluate (or format_results)",
     )

@@ -122,6 +122,7 @@ class Resumable:
         self.meta.setdefault("hook_msgs", {})
         if resume_optimizer:
             try:
+                check_kind(self.optimizer, loaded["optimizer"])
                 self.optimizer.load_state_dict(loaded["optimizer"])
             except (ValueError, KeyError) as error:
                 raise CheckpointError(
@@ -136,6 +137,15 @@ class Resumable:
         if get_dist_info()[0] == 0 and self.work_dir:
             remove_leftovers(self.work_dir)
         super().run(data_loaders, workflow, **kwargs)
+
+
+def check_kind(optimizer: Any, state: dict[str, Any]) -> None:
+    """Raises ValueError when `state` is that of another kind of optimizer; torch does not look."""
+    own, saved = optimizer.param_groups[0], state["param_groups"][0]
+    for key in ("betas", "momentum", "alpha"):
+        if (key in own) != (key in saved):
+            name = type(optimizer).__name__
+            raise ValueError(f"{key} is only in {'that of ' + name if key in own else 'the file'}")
 
 
 def best_so_far(work_dir: str | None, meta: dict[str, Any]) -> dict[str, Any]:

@@ -10,16 +10,17 @@ import os
 import random
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import mmcv
 import numpy as np
 import torch
-from mmcv import Config, ConfigDict, DictAction
+from mmcv import Config, ConfigDict
 from mmcv.runner import get_dist_info, set_random_seed
 
+from .config_checks import KeyValues, close_copy, config_fault
 from .distributed import LAUNCHERS, agree, choose_device
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=KeyValues,
         metavar="KEY=VALUE",
         help="change the config, for example data.samples_per_gpu=4 model.backbone.with_cp=True",
     )
@@ -135,27 +136,36 @@ def start_device(args: argparse.Namespace, gpu_id: int) -> str:
     return device
 
 
-def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
+def load_config(
+    path: str, options: dict[str, Any] | None = None, parts: Sequence[str] = ("model", "data")
+) -> Config:
     """The config file with `options` (dotted keys) merged into it.
 
+    Args:
+        path: the file.
+        options: of the command line.
+        parts: what it must have.
+
     Raises:
-        ConfigError: no such file (the nearest names are given), an error in it, or an option that
-            looks like a misspelt key of it.
+        ConfigError: no such file (the nearest names are given), an error in it, a part that it
+            lacks, or an option that looks like a misspelt key of it.
     """
     if not Path(path).is_file():
         raise ConfigError(missing_config(path))
     try:
         cfg = Config.fromfile(path)
     except SyntaxError as error:
+        close_copy(error)
         raise ConfigError(f"{path} is not valid Python: {error}") from error
     except (
         KeyError,
         TypeError,
         NameError,
         AttributeError,
-        FileNotFoundError,
+        OSError,
         ImportError,
     ) as error:
+        close_copy(error)
         raise ConfigError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     for key in options or {}:
         check_option(cfg, key)
@@ -163,6 +173,8 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
         cfg.merge_from_dict(options or {})
     except (KeyError, TypeError, AssertionError) as error:
         raise ConfigError(f"--cfg-options cannot be merged into {path}: {error}") from error
+    if fault := config_fault(cfg, parts):
+        raise ConfigError(f"{path} cannot be used: {fault}")
     return cfg
 
 

@@ -45,6 +45,15 @@ def test_loads_from_every_wrapping(tmp_path: Path) -> None:
         assert loaded["meta"].get("CLASSES") == (("a",) if name == "mmcv" else None)
 
 
+def test_says_what_a_backbone_is_good_for(tmp_path: Path) -> None:
+    """A classification checkpoint given to test.py or load_from."""
+    model = nn.Module()
+    model.backbone = small_model()
+    path = saved(tmp_path / "classifier.pth", small_model().state_dict())
+    with pytest.raises(CheckpointError, match=r"a backbone .or a classifier.: .*backbone.init_cfg="):
+        checkpoint.load_checkpoint(model, path)
+
+
 def test_refuses_another_model_and_names_what_differs(tmp_path: Path) -> None:
     state = small_model().state_dict()
     state["third.weight"] = state.pop("second.bias")

@@ -103,6 +103,10 @@ def test_proposals_and_batches_and_fused_norms(trained: Trained, tmp_path: Path)
         (["--out", "/proc/x/results.pkl"], "--out: the folder /proc/x cannot be written"),
         (
             ["--eval", "segm", "--cfg-options", "model.roi_head.mask_head=None"],
+            "--eval segm: MaskRCNN predicts no masks",
+        ),
+        (
+            ["--eval", "bbox", "--cfg-options", "model.roi_head.mask_head=None"],
             "only in the file (roi_head.mask_head",
         ),
         (["--eval", "bbox", "--eval-options", "clswise=True"], "clswise"),
@@ -114,6 +118,7 @@ def test_proposals_and_batches_and_fused_norms(trained: Trained, tmp_path: Path)
         ),
         (["--eval", "bbox", "--cfg-options", "data.test.ann_file=/nowhere.json"], "/nowhere.json"),
         (["--eval", "bbox", "--device", "cuda"], "sees no GPU"),
+        (["--show-dir", runs.DETECTION / "test.py"], "--show-dir"),
         (["--show"], "--show needs a screen"),
     ],
 )
@@ -134,6 +139,8 @@ def test_errors_of_the_user_are_one_sentence(
         ([], "give --eval, --out, --format-only, --show or --show-dir"),
         (["--eval", "bbox", "--format-only"], "exclude each other"),
         (["--out", "a.json"], "must end with .pkl"),
+        (["--eval", "bbox", "--cfg-options", "a"], "--cfg-options takes KEY=VALUE without spaces"),
+        (["--eval", "bbox", "--cfg-options", "a=[1,(2]"], "--cfg-options a=[1,(2]: "),
         (["--evil", "bbox"], "did you mean --eval"),
         (["--eval", "bbox", "--options", "a=1", "--eval-options", "a=1"], "give only"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import sys
@@ -210,6 +211,11 @@ def test_loss_that_is_not_finite_ends_the_run(trained: Trained, tmp_path: Path) 
         (["--launcher", "slurm"], "needs the environment variable SLURM_PROCID"),
         (["--options", "a=1", "--cfg-options", "b=1"], "give only --cfg-options"),
         (["--work-dir", "/proc/work"], "cannot be written"),
+        (["--cfg-options", "evaluation.metric=bboxx"], "evaluation.metric bboxx: CocoDataset has"),
+        (["--cfg-options", "model.roi_head.mask_head=None"], "segm: MaskRCNN predicts no masks"),
+        (["--cfg-options", "data.samples_per_gpu=0"], "data.samples_per_gpu must be a whole"),
+        (["--cfg-options", "runner.max_epochs=ten"], "must be a whole number from 1 on, it is 't"),
+        (["--cfg-options", "optimizer.lr=abc"], "optimizer.lr must be a number"),
     ],
 )
 def test_errors_of_the_user_are_one_sentence(
@@ -219,6 +225,36 @@ def test_errors_of_the_user_are_one_sentence(
         runs.train(trained.config, "--work-dir", tmp_path, *argv)
     assert message in str(error.value)
     assert "Traceback" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model = dict(\n", "is not valid Python"),
+        ("model = dict(type='MaskRCNN')\n", "it has no data; a whole config is needed"),
+        ("", "it has no model and no data"),
+        ("_base_ = 'nowhere.py'\n", "nowhere.py"),
+    ],
+)
+def test_configs_that_cannot_be_used(
+    tmp_path: Path, text: str, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.py"
+    config.write_text(text)
+    with pytest.raises(USER_ERRORS) as error:
+        runs.train(config, "--work-dir", tmp_path)
+    assert str(config) in str(error.value) and message in str(error.value)
+    del error
+    gc.collect()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_resuming_with_another_optimizer(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(USER_ERRORS, match="the state of another optimizer .betas is only in the"):
+        runs.train(
+            trained.config, "--work-dir", tmp_path, "--resume-from", trained.checkpoint,
+            "--cfg-options", "optimizer._delete_=True", "optimizer.type=SGD", "optimizer.lr=0.1",
+        )  # fmt: skip
 
 
 def test_program_ends_with_one_line_and_1(tmp_path: Path) -> None:

@@ -1,0 +1,72 @@
+"""What is wrong with a config or with options on the command line, said before they are used."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import traceback
+from collections.abc import Sequence
+
+from mmcv import Config, DictAction
+
+COUNTS = {  # settings that mmcv and torch take for granted, with their least value
+    "data.samples_per_gpu": 1,
+    "data.workers_per_gpu": 0,
+    "runner.max_epochs": 1,
+    "runner.max_iters": 1,
+}
+
+
+class KeyValues(DictAction):
+    """mmcv's KEY=VALUE options; a malformed one ends the program with 2 and is named."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Sequence[str],
+        option_string: str | None = None,
+    ) -> None:
+        flag = option_string or self.option_strings[0]
+        for value in values:
+            if not value.partition("=")[0] or "=" not in value:
+                parser.error(f"{flag} takes KEY=VALUE without spaces, got {value!r}")
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except AssertionError as error:
+            parser.error(f"{flag} {' '.join(values)}: {error}")
+
+
+def config_fault(cfg: Config, parts: Sequence[str]) -> str | None:
+    """What keeps a config from being one of a whole run, or None.
+
+    Args:
+        cfg: the config.
+        parts: the dictionaries that it must have, for example 'model' and 'data'.
+    """
+    lost = [name for name in parts if not isinstance(cfg.get(name), dict)]
+    if lost:
+        return (
+            f"it has no {' and no '.join(lost)}; a whole config is needed, not one of the parts in "
+            "configs/_base_ or a file of another kind"
+        )
+    for key, least in COUNTS.items():
+        table, _, name = key.partition(".")
+        value = (cfg.get(table) or {}).get(name, least)
+        if value is not None and (type(value) is not int or value < least):
+            return f"{key} must be a whole number from {least} on, it is {value!r}"
+    lr = (cfg.get("optimizer") or {}).get("lr", 0.0)
+    if isinstance(lr, bool) or not isinstance(lr, (int, float)):
+        return f"optimizer.lr must be a number, it is {lr!r}"
+    return None
+
+
+def close_copy(error: BaseException) -> None:
+    """Closes mmcv's copy of a config that could not be read.
+
+    Its folder is gone when Python closes it, which prints a traceback below the message.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if (copy := frame.f_locals.get("temp_config_file")) is not None:
+            with contextlib.suppress(OSError):
+                copy.close()
