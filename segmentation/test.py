@@ -19,9 +19,10 @@ import mmseg_custom  # noqa: F401  registers models and data sets
 import torch
 from internimage.cli import ArgumentParser, run_program
 from internimage.write_file import replacing
-from mmcv import Config, DictAction
+from mmcv import Config
 from mmcv.runner import get_dist_info, wrap_fp16_model
 from mmcv_custom.checkpoint import compare_classes, load_checkpoint
+from mmcv_custom.config_checks import KeyValues
 from mmcv_custom.distributed import agree, wrap_model
 from mmcv_custom.programs import (
     add_testing_arguments,
@@ -34,6 +35,7 @@ from mmcv_custom.runtime import (
     choose_work_dir,
     config_options,
     load_config,
+    make_folder,
     naming_unknown_types,
     share_handlers,
 )
@@ -77,7 +79,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--opacity", type=float, default=0.5, help="of painted labels, above 0 to 1 (default: 0.5)"
     )
-    parser.add_argument("--options", nargs="+", action=DictAction, help="old: --cfg-options")
+    parser.add_argument("--options", nargs="+", action=KeyValues, help="old: --cfg-options")
     parser.add_argument("--dir-name", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     check_testing_arguments(parser, args)
@@ -122,10 +124,13 @@ def run(args: argparse.Namespace, cfg: Config, distributed: bool, gpu_id: int) -
     share_handlers(log, "mmcv_custom", "mmseg_custom", "internimage")
     setup_multi_processes(cfg)
     torch.backends.cudnn.benchmark = cfg.get("cudnn_benchmark", False)
+    if args.out:
+        make_folder(Path(args.out).absolute().parent, "--out: the folder")
+    if args.show_dir:
+        make_folder(args.show_dir, "--show-dir")
+    options = eval_options(args, work_dir)
     dataset = build_data(cfg, cfg.data.test, {"test_mode": True})
-    options = eval_options(args, cfg, work_dir)
-    if args.eval:
-        check_metrics(args.eval, dataset)
+    check_metrics(args.eval or (), dataset)
     loader = build_dataloader(
         dataset,
         **loader_options(cfg, "test", samples_per_gpu=1, shuffle=False, drop_last=False),
@@ -158,12 +163,12 @@ def run(args: argparse.Namespace, cfg: Config, distributed: bool, gpu_id: int) -
     agree(None)  # the others wait, so that no launcher takes their end for the end of the run
 
 
-def eval_options(args: argparse.Namespace, cfg: Config, work_dir: str) -> dict[str, Any]:
+def eval_options(args: argparse.Namespace, work_dir: str) -> dict[str, Any]:
     """--eval-options, with a folder for files in the data set's format where they are written."""
     options = dict(args.eval_options or {})
     if args.format_only or "cityscapes" in (args.eval or []):
         options.setdefault("imgfile_prefix", str(Path(work_dir) / "results"))
-        Path(options["imgfile_prefix"]).mkdir(parents=True, exist_ok=True)
+        make_folder(options["imgfile_prefix"], "--eval-options imgfile_prefix: the folder")
     return options
 
 

@@ -39,6 +39,7 @@ from mmseg.models import SEGMENTORS, build_segmentor
 from mmseg.utils import get_root_logger, setup_multi_processes
 from mmseg_custom.datasets.checks import build_data, class_meta
 from mmseg_custom.released_heads import prepare_config, prepare_model
+from mmseg_custom.testing import check_metrics
 from mmseg_custom.training import train_segmentor
 
 logger = logging.getLogger("mmseg")
@@ -99,6 +100,12 @@ def run(args: argparse.Namespace, cfg: Config, distributed: bool) -> None:
     if len(cfg.workflow) == 2:
         datasets.append(build_data(cfg, training_view(cfg.data)))
     val = None if args.no_validate else build_data(cfg, cfg.data.val, {"test_mode": True})
+    if val is not None:
+        metrics = cfg.get("evaluation", {}).get("metric", ())
+        metrics = [metrics] if isinstance(metrics, str) else metrics
+        check_metrics(metrics, val, "evaluation.metric")
+    if not cfg.resume_from:
+        model.init_weights()  # after the data: it may download
     classes = class_meta(datasets[0])
     model.CLASSES, model.PALETTE = classes["CLASSES"], classes["PALETTE"]
     train_segmentor(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,20 +50,22 @@ def use_aug_test(cfg: Config) -> None:
     logger.info("test-time augmentation: scales %s, each also flipped", RATIOS)
 
 
-def check_metrics(metrics: list[str], dataset: Dataset) -> None:
-    """Looks at the names of --eval before the test starts.
+def check_metrics(names: Sequence[str], dataset: Dataset, what: str = "--eval") -> None:
+    """Raises ConfigError for a metric that the data set does not have, before the run.
 
-    Raises:
-        ConfigError: the data set does not have one of them.
+    Args:
+        names: the metrics.
+        dataset: that they are computed on.
+        what: where they were given.
     """
+    leaf = next(leaf_data_sets(dataset))
     known = list(METRICS)
-    if hasattr(next(leaf_data_sets(dataset)), "_evaluate_cityscapes"):
+    if hasattr(leaf, "_evaluate_cityscapes"):
         known.append("cityscapes")
-    for name in metrics:
+    for name in names:
         if name not in known:
             raise ConfigError(
-                f"--eval {name}: {type(dataset).__name__} has the metrics {', '.join(known)}"
-                f"{nearest(name, known)}"
+                f"{what} {name}: {type(leaf).__name__} has {', '.join(known)}{nearest(name, known)}"
             )
 
 

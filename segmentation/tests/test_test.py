@@ -178,12 +178,14 @@ def test_released_heads_of_150_classes(mode: str, trained: Trained, tmp_path: Pa
     [
         (["--eval", "mIoU"], "does not exist"),
         (["--eval", "miou"], "did you mean 'mIoU'"),
-        (["--eval", "cityscapes"], "has the metrics mIoU, mDice, mFscore"),
+        (["--eval", "cityscapes"], "CustomDataset has mIoU, mDice, mFscore"),
         (["--eval", "mIoU", "--cfg-options", "model.decode_head.channels=24"], "of another shape"),
         (["--eval", "mIoU", "--cfg-options", "data.test.img_dir=/nowhere"], "/nowhere"),
         (["--eval", "mIoU", "--cfg-options", "model.decode_head.num_classes=4"], "num_classes=5"),
         (["--eval", "mIoU", "--device", "cuda"], "sees no GPU"),
         (["--show"], "--show needs a screen"),
+        (["--show-dir", "/proc/show"], "--show-dir /proc/show cannot be written"),
+        (["--out", "/proc/out/a.pkl"], "cannot be written"),
     ],
 )
 def test_errors_of_the_user_are_one_sentence(

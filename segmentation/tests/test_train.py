@@ -215,6 +215,18 @@ def test_endless_batches_hold_every_image_once_a_round(monkeypatch: pytest.Monke
     assert len(EndlessBatches(5, 2, seed=1)) == 3
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("amp", ["fp16", "bf16"])
+@pytest.mark.parametrize("model", ["upernet", "mask2former"])
+def test_mixed_precision_on_a_gpu(model: str, amp: str, trained: Trained, tmp_path: Path) -> None:
+    config = runs.write_config(tmp_path / "gpu.py", trained.data, model, iterations=8)
+    assert runs.train(config, "--work-dir", tmp_path, "--seed", 1, "--amp", amp) == 0
+    values = losses(tmp_path)
+    assert sum(values[-3:]) < sum(values[:3])
+    assert "device: cuda, processes: 1" in max(tmp_path.glob("*.log")).read_text()
+
+
 def test_loss_that_is_not_finite_ends_the_run(trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"not finite in epoch 1, iteration \d.*Lower"):
         runs.train(
@@ -236,6 +248,7 @@ def test_loss_that_is_not_finite_ends_the_run(trained: Trained, tmp_path: Path) 
         (["--cfg-options", "data.val.classes=('ground','square')"], "has 2 classes"),
         (["--cfg-options", "optimizer.type=AdamX"], "Did you mean 'Adam"),
         (["--cfg-options", "evaluation.intervall=2"], "did you mean 'interval'"),
+        (["--cfg-options", "evaluation.metric=miou"], "evaluation.metric miou"),
         (["--resume-from", "/nowhere.pth"], "/nowhere.pth does not exist"),
         (["--load-from", "/nowhere.pth"], "/nowhere.pth does not exist"),
         (["--amp", "fp16", "--device", "cpu"], "the CPU has bf16"),
