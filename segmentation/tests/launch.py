@@ -32,6 +32,9 @@ def forget_loggers() -> None:
 
     for name in LOGGERS:
         logger = logging.getLogger(name)
+        for handler in logger.handlers:
+            if isinstance(handler, logging.FileHandler):
+                handler.close()
         logger.handlers.clear()
         logger.propagate = True
         logger_initialized.pop(name, None)
