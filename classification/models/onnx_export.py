@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
+import inspect
 import logging
 import os
 import re
@@ -236,6 +237,9 @@ def _by_dynamo(
         dim = torch.export.Dim(name if multiple == 1 else f"{name}_steps", min=1)
         dims[axis] = dim if multiple == 1 else multiple * dim
     shapes = axes and tuple({key: dims[axis] for key, axis in entry.items()} for entry in axes)
+    parameters = inspect.signature(model.forward).parameters.values()
+    if shapes and any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        shapes = (shapes,)  # forward(*inputs): one argument that holds all tensors
     program = torch.onnx.export(
         model,
         tuple(inputs),
