@@ -34,7 +34,7 @@ model = dict(
     test_cfg=dict(max_per_img=20),
 )
 data = dict(train=dict(pipeline={{_base_.box_pipeline}}))
-optimizer = dict(type="AdamW", lr=5e-4, weight_decay=1e-4)
+optimizer = dict(type="AdamW", lr=1e-3, weight_decay=1e-4)
 optimizer_config = dict(grad_clip=dict(max_norm=0.1, norm_type=2))
 lr_config = dict(
     policy="CosineAnnealing",
