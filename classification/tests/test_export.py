@@ -15,10 +15,12 @@ import export_inputs
 from config import load_config_file
 from models import (
     FlashInternImageClassifier,
+    InternImage,
     InternImageClassifier,
     InternImageMetaFormer,
     build_model,
     onnx_check,
+    onnx_dcnv3,
     onnx_export,
 )
 from models.safe_load import load_file
@@ -289,3 +291,29 @@ def test_size_that_the_projector_cannot_take(nano_yaml, tmp_path, caplog):
     assert export.main([*flags, "--opts", "MODEL.INTERN_IMAGE.USE_CLIP_PROJECTOR", "True"]) == 1
     assert "sides are multiples of 32, not 72x64" in caplog.text
     assert not list(tmp_path.iterdir())
+
+
+def test_other_code_that_exports_a_backbone(tmp_path):
+    """As mmdeploy does: torch.onnx.export by itself, several maps; the definition is added after."""
+    import onnx_ir
+
+    torch.manual_seed(0)
+    model = stir(InternImage(channels=16, depths=(1, 1), groups=(1, 2))).eval()
+    path, images = tmp_path / "backbone.onnx", torch.randn(2, 3, 32, 48)
+    axes = {"images": {0: "batch", 2: "height", 3: "width"}}
+    with onnx_dcnv3.torchscript_symbolics(16):
+        torch.onnx.export(
+            model, (images,), path, dynamo=False, opset_version=16, input_names=["images"],
+            dynamic_axes=axes,
+        )  # fmt: skip
+    file = onnx_ir.load(path)
+    assert onnx_dcnv3.add_function(file)
+    onnx_ir.save(file, path)
+    onnx_check.check_file(path)
+    images = torch.randn(1, 3, 41, 34)
+    with torch.no_grad():
+        expected = model(images)
+    got = onnx_check.OnnxModel(path).outputs(images)
+    assert len(got) == len(expected) == 2
+    for value, wanted in zip(got, expected):
+        assert np.abs(value - wanted.numpy()).max() < 1e-5 * np.abs(value).max()
