@@ -294,7 +294,7 @@ def test_size_that_the_projector_cannot_take(nano_yaml, tmp_path, caplog):
 
 
 def test_other_code_that_exports_a_backbone(tmp_path):
-    """As mmdeploy does: torch.onnx.export by itself, several maps; the definition is added after."""
+    """As mmdeploy does: torch.onnx.export by itself, several maps, the definition added after."""
     import onnx_ir
 
     torch.manual_seed(0)
