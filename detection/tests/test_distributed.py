@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -52,9 +53,14 @@ def test_group_of_every_launcher(
 ) -> None:
     env = environment(launcher, MASTER_PORT=str(distributed.free_port()), **more)
     started = {}
-    monkeypatch.setattr(dist, "init_process_group", lambda name: started.update(env, name=name))
+
+    def init(name: str, timeout: timedelta) -> None:
+        started.update(env, name=name, timeout=timeout)
+
+    monkeypatch.setattr(dist, "init_process_group", init)
     assert start_processes(launcher, "cpu", backend, env) is True
     assert started["name"] == "gloo"
+    assert started["timeout"] > timedelta(hours=1)  # nccl's own are ten minutes
     assert (env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"]) == ("0", "1", "0")
     assert env["MASTER_ADDR"] == more.get("SLURM_NODELIST", "127.0.0.1")
 

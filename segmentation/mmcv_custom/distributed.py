@@ -10,6 +10,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import MutableMapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 DEFAULT_PORT = 29500  # torch's
+PATIENCE = timedelta(hours=2)  # the others wait while the first process evaluates; LVIS takes long
 
 # launcher -> environment variables with (rank, number of processes, rank on this machine)
 VARIABLES = {
@@ -85,7 +87,7 @@ def start_processes(
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
     elif backend in (None, "nccl"):
         backend = "gloo"
-    dist.init_process_group(backend or "nccl")
+    dist.init_process_group(backend or "nccl", timeout=PATIENCE)
     return True
 
 
