@@ -105,8 +105,8 @@ def read_config(args: argparse.Namespace) -> Config:
         ConfigError: it cannot be read or used so.
     """
     cfg = load_config(args.config, config_options(args, "options"))
-    if cfg.get("model") is None or cfg.get("data", {}).get("test") is None:
-        raise ConfigError(f"{args.config} needs model and data.test: it cannot be tested")
+    if cfg.data.get("test") is None:
+        raise ConfigError(f"{args.config} has no data.test")
     cfg.model.train_cfg = None
     cfg.model.pretrained = None
     if cfg.model.get("backbone") is not None:

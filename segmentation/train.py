@@ -67,10 +67,8 @@ def read_config(args: argparse.Namespace) -> Config:
     Raises:
         ConfigError: it cannot be read or used so.
     """
-    cfg = load_config(args.config, config_options(args, "options"))
-    for key in ("model", "data", "optimizer", "runner"):
-        if cfg.get(key) is None:
-            raise ConfigError(f"{args.config} has no {key}: it is not the config of a training run")
+    parts = ("model", "data", "optimizer", "runner")
+    cfg = load_config(args.config, config_options(args, "options"), parts)
     cfg.resume_from = args.resume_from or cfg.get("resume_from")
     cfg.auto_resume = args.auto_resume or cfg.get("auto_resume", False)
     cfg.load_from = args.load_from or cfg.get("load_from")
@@ -94,8 +92,6 @@ def run(args: argparse.Namespace, cfg: Config, distributed: bool) -> None:
     with naming_unknown_types("the model", SEGMENTORS):
         model = build_segmentor(cfg.model, cfg.get("train_cfg"), cfg.get("test_cfg"))
     prepare_model(cfg, model)
-    if not cfg.resume_from:
-        model.init_weights()
     datasets = [build_data(cfg, cfg.data.train)]
     if len(cfg.workflow) == 2:
         datasets.append(build_data(cfg, training_view(cfg.data)))

@@ -243,6 +243,14 @@ def test_loss_that_is_not_finite_ends_the_run(trained: Trained, tmp_path: Path) 
         (["--cfg-options", "model.backbone.type=InternImag"], "Did you mean 'InternImage'"),
         (["--cfg-options", "runner.type=IterRunner"], "did you mean 'IterBasedRunner'"),
         (["--cfg-options", "data.train.data_root=/nowhere"], "/nowhere"),
+        (
+            [
+                "--cfg-options",
+                "data.train.data_root=/nowhere",  # before the weights, which may be far away
+                "model.backbone.pretrained=/far.pth",
+            ],
+            "/nowhere",
+        ),
         (["--cfg-options", "data.train.ann_dir=annotations/validation"], "missing"),
         (["--cfg-options", "data.train.img_suffix=.jpg"], "no image"),
         (["--cfg-options", "data.val.classes=('ground','square')"], "has 2 classes"),
