@@ -76,7 +76,7 @@ def test_the_published_figures_of_upernet_t(capsys):
     [
         ([T, "--shape", "0"], "--shape takes H or H W in pixels, got 0"),
         (["missing.py"], "missing.py"),
-        ([CONFIGS / "_base_/default_runtime.py"], "it is not the config of a segmentor"),
+        ([CONFIGS / "_base_/default_runtime.py"], "has no model"),
         ([T, "--cfg-options", "model.decode_head.type=UperHead"], "UperHead"),
     ],
 )
