@@ -35,6 +35,7 @@ from mmcv_custom.runtime import (
     choose_work_dir,
     load_config,
     make_folder,
+    naming_full_disks,
     naming_unknown_types,
     share_handlers,
 )
@@ -48,7 +49,14 @@ from mmdet.utils import (
     update_data_root,
 )
 from mmdet_custom.datasets.checks import build_data
-from mmdet_custom.testing import Painter, batch_in_test, check_metrics, test_model, use_tta
+from mmdet_custom.testing import (
+    Painter,
+    batch_in_test,
+    check_format,
+    check_metrics,
+    test_model,
+    use_tta,
+)
 
 logger = logging.getLogger("mmdet")
 
@@ -123,6 +131,8 @@ def run(args: argparse.Namespace, cfg: Config, distributed: bool, gpu_id: int) -
     if args.show_dir:
         make_folder(args.show_dir, "--show-dir")
     dataset = build_data(cfg, cfg.data.test, {"test_mode": True})
+    if args.format_only:
+        check_format(dataset)
     loader = build_dataloader(
         dataset,
         **{
@@ -166,14 +176,15 @@ def report(
 ) -> None:
     """Writes and evaluates the results of the whole data set."""
     if args.out:
-        with replacing(args.out) as temporary:
+        with naming_full_disks(args.out), replacing(args.out) as temporary:
             mmcv.dump(results, str(temporary), file_format="pkl")
         logger.info("results of %d images in %s", len(results), args.out)
     options = args.eval_options or {}
     if args.format_only:
         options.setdefault("jsonfile_prefix", str(Path(work_dir) / "results"))
         Path(options["jsonfile_prefix"]).parent.mkdir(parents=True, exist_ok=True)
-        written, _ = dataset.format_results(results, **options)
+        with naming_full_disks(f"{options['jsonfile_prefix']}.*"):
+            written, _ = dataset.format_results(results, **options)
         logger.info("results in the format of the data set: %s", written)
     if args.eval:
         metric = evaluate(args, cfg, dataset, results, options)

@@ -20,7 +20,7 @@ import torch
 from mmcv import Config, ConfigDict
 from mmcv.runner import get_dist_info, set_random_seed
 
-from .config_checks import KeyValues, close_copy, config_fault
+from .config_checks import KeyValues, close_copy, config_fault, move_data
 from .distributed import LAUNCHERS, agree, choose_device
 
 logger = logging.getLogger(__name__)
@@ -169,6 +169,8 @@ def load_config(
         raise ConfigError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     for key in options or {}:
         check_option(cfg, key)
+    if options and isinstance(options.get("data_root"), str):
+        move_data(cfg, options["data_root"])
     try:
         cfg.merge_from_dict(options or {})
     except (KeyError, TypeError, AssertionError) as error:
@@ -254,6 +256,17 @@ def make_folder(path: str | Path, what: str) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise ConfigError(f"{what} {path} cannot be written ({reason})") from error
+
+
+@contextlib.contextmanager
+def naming_full_disks(path: str | Path | None) -> Iterator[None]:
+    """Errors of writing `path` that do not name a file (a full disk) get its name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.strerror is None:
+            raise
+        raise OSError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def share_handlers(main: logging.Logger, *names: str) -> None:

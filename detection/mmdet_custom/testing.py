@@ -14,7 +14,7 @@ from matplotlib import pyplot
 from mmcv import Config
 from mmcv.image import tensor2imgs
 from mmcv_custom.distributed import shared_folder
-from mmcv_custom.runtime import ConfigError
+from mmcv_custom.runtime import ConfigError, naming_full_disks
 from mmdet.apis import multi_gpu_test, single_gpu_test
 from mmdet.datasets import CocoDataset, OpenImagesDataset, XMLDataset, replace_ImageToTensor
 from torch import nn
@@ -68,16 +68,18 @@ class Painter:
             height, width = meta["img_shape"][:2]
             size = meta["ori_shape"][1::-1]
             picture = mmcv.imresize(image[:height, :width], size)
-            model.module.show_result(
-                picture,
-                result,
-                bbox_color=self.palette,
-                text_color=self.palette,
-                mask_color=self.palette,
-                show=self.show,
-                out_file=str(Path(self.folder) / meta["ori_filename"]) if self.folder else None,
-                score_thr=self.threshold,
-            )
+            out = str(Path(self.folder) / meta["ori_filename"]) if self.folder else None
+            with naming_full_disks(out):
+                model.module.show_result(
+                    picture,
+                    result,
+                    bbox_color=self.palette,
+                    text_color=self.palette,
+                    mask_color=self.palette,
+                    show=self.show,
+                    out_file=out,
+                    score_thr=self.threshold,
+                )
 
 
 def test_model(
@@ -131,6 +133,15 @@ def check_metrics(
             raise ConfigError(f"{what} {name}: {type(leaf).__name__} has {', '.join(known)}{hint}")
     if "segm" in names and not getattr(model, "with_mask", True):
         raise ConfigError(f"{what} segm: {type(model).__name__} predicts no masks; use bbox")
+
+
+def check_format(dataset: Dataset) -> None:
+    """Raises ConfigError where --format-only has nothing to write, before the test runs."""
+    if not isinstance(dataset, CocoDataset):
+        raise ConfigError(
+            f"--format-only: {type(dataset).__name__} has no files for a server; --out writes the "
+            "results as .pkl, and tools/voc_results.py makes the files of VOC's server from that"
+        )
 
 
 def test_data(cfg: Config) -> list[Any]:

@@ -17,6 +17,7 @@ import torch
 from config_words import describe, leaf, plain
 from mmcv import Config, ConfigDict
 from mmcv.runner import build_optimizer
+from mmcv_custom.runtime import load_config
 from mmdet.datasets.pipelines import Compose
 from mmdet.utils import update_data_root
 from torch import nn
@@ -53,6 +54,19 @@ def test_data_in_another_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     update_data_root(cfg)
     assert cfg.data.train.dataset.ann_file == "/mnt/lvis/annotations/lvis_v1_train.json"
     assert cfg.data.test.img_prefix == "/mnt/lvis/"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_data_root_on_the_command_line(name: str) -> None:
+    """All annotations and images move; what is given for one of them has precedence."""
+    own = {"data_root": "/mnt/x", "data.val.img_prefix": "/mnt/y"}
+    cfg = load_config(str(FOLDER / "configs" / name), own)
+    assert cfg.data_root == "/mnt/x" and cfg.data.val.img_prefix == "/mnt/y"
+    for split in ("train", "test"):
+        settings = leaf(cfg.data[split])
+        for key in ("ann_file", "img_prefix"):
+            paths = settings[key] if isinstance(settings[key], list) else [settings[key]]
+            assert all(path.startswith("/mnt/x/") for path in paths), paths
 
 
 def test_every_config_has_an_entry() -> None:

@@ -85,6 +85,14 @@ def test_format_only_writes_the_files_for_a_server(trained: Trained, tmp_path: P
     assert not list(tmp_path.glob("eval_*.json"))
 
 
+def test_only_coco_has_files_for_a_server() -> None:
+    from mmdet.datasets import VOCDataset
+    from mmdet_custom.testing import check_format
+
+    with pytest.raises(ValueError, match=r"VOCDataset has no files for a server.*voc_results.py"):
+        check_format(VOCDataset.__new__(VOCDataset))
+
+
 def test_proposals_and_batches_and_fused_norms(trained: Trained, tmp_path: Path) -> None:
     one, batch = tmp_path / "one.pkl", tmp_path / "batch.pkl"
     common = [trained.config, trained.checkpoint, "--work-dir", tmp_path, "--eval", "bbox"]
@@ -152,6 +160,21 @@ def test_wrong_command_lines_end_with_2(
         runs.program("test").parse_args(["config.py", "checkpoint.pth", *argv])
     assert end.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["--out", "r.pkl"], ["--format-only"], ["--show-dir", "s"]])
+def test_a_full_disk_is_told_with_the_file(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for place in ("mmcv.dump", "mmdet.models.detectors.BaseDetector.show_result"):
+        monkeypatch.setattr(place, full)
+    argv = [str(tmp_path / word) if word in ("r.pkl", "s") else word for word in argv]
+    with pytest.raises(OSError, match="cannot be written: No space left") as error:
+        runs.test(trained.config, trained.checkpoint, "--work-dir", tmp_path, *argv)
+    assert str(tmp_path) in str(error.value)
 
 
 def test_other_class_names_are_told(

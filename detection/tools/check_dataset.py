@@ -23,7 +23,10 @@ import cv2
 import mmdet_custom  # noqa: F401  registers the data sets
 import numpy as np
 from internimage.cli import ArgumentParser, run_program
-from mmcv import Config, DictAction
+from mmcv import Config
+from mmcv_custom.config_checks import KeyValues
+from mmcv_custom.runtime import load_config
+from mmdet.utils import update_data_root
 from mmdet_custom.datasets.checks import DatasetError, build_data
 from mmdet_custom.datasets.image_checks import image_path
 from mmdet_custom.datasets.splits import leaf_data_sets
@@ -42,7 +45,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("config", help="config file")
     add("--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="default: all")
     add("--images", action="store_true", help="open every image")
-    add("--cfg-options", nargs="+", action=DictAction, help="key=value overrides of the config")
+    add("--cfg-options", nargs="+", action=KeyValues, help="key=value overrides of the config")
     return parser.parse_args(argv)
 
 
@@ -91,9 +94,8 @@ def check_split(cfg: Config, split: str, images: bool) -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     """Checks the wanted splits."""
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options, parts=("data",))
+    update_data_root(cfg)
     wrong = 0
     done: list[Any] = []
     for split in args.splits:

@@ -1,4 +1,4 @@
-"""What is wrong with a config or with options on the command line, said before they are used."""
+"""Configs and the options that change them: what is wrong with them, data in another folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from mmcv import Config, DictAction
 
@@ -59,6 +60,32 @@ def config_fault(cfg: Config, parts: Sequence[str]) -> str | None:
     if isinstance(lr, bool) or not isinstance(lr, (int, float)):
         return f"optimizer.lr must be a number, it is {lr!r}"
     return None
+
+
+def move_data(cfg: Config, folder: str) -> None:
+    """Lets the paths below `cfg.data_root` in `cfg.data` lie below `folder`.
+
+    The files in configs/_base_ join `data_root` with the names, so that setting it later, on the
+    command line, would come too late.
+    """
+    old = cfg.get("data_root")
+    if not isinstance(old, str) or not old.strip("/") or not isinstance(cfg.get("data"), dict):
+        return
+    new, start = folder.rstrip("/"), old.rstrip("/").removeprefix("./")
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, dict):
+            for key in value:
+                value[key] = moved(value[key])
+        elif isinstance(value, (list, tuple)):
+            return type(value)(map(moved, value))
+        elif isinstance(value, str):
+            path = value.removeprefix("./")
+            if path == start or path.startswith(f"{start}/"):
+                return new + path[len(start) :]
+        return value
+
+    moved(cfg.data)
 
 
 def close_copy(error: BaseException) -> None:

@@ -17,8 +17,11 @@ import torch
 from internimage.cli import ArgumentParser
 from internimage.released import UnknownModelError, list_models, released_model
 from internimage.write_file import replacing
-from mmcv import Config, DictAction
+from mmcv import Config
 from tqdm import tqdm
+
+from .config_checks import KeyValues
+from .runtime import load_config
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +66,7 @@ def add_arguments(parser: ArgumentParser, task: str) -> None:
         help="folder for the pictures, or for one input a file (default: demo)",
     )
     add("--device", default="auto", help="auto | cpu | cuda | cuda:N (default: auto)")
-    add("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override CONFIG")
+    add("--cfg-options", nargs="+", action=KeyValues, metavar="KEY=VALUE", help="override CONFIG")
 
 
 class _ListModels(argparse.Action):
@@ -101,9 +104,7 @@ def read_config(args: argparse.Namespace, task: str, folder: Path) -> tuple[Conf
         if row.task != task:
             raise UnknownModelError(f"{args.model} is a {row.task} model: use {row.task}/")
         path, weights = folder / row.config, args.model
-    config = Config.fromfile(path)
-    if args.cfg_options:
-        config.merge_from_dict(args.cfg_options)
+    config = load_config(str(path), args.cfg_options)
     if "model" not in config or not isinstance(config.get("data", {}).get("test"), dict):
         raise ValueError(f"{path} needs model and data.test: it is no config of {task}")
     config.model.train_cfg = None

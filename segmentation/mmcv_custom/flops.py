@@ -19,12 +19,15 @@ from typing import Any
 
 import torch
 from internimage.write_file import replacing
-from mmcv import Config, ConfigDict, DictAction
+from mmcv import Config, ConfigDict
 from mmcv.ops import MultiScaleDeformableAttention
 from torch import Tensor, nn
 from torch.utils import flop_counter
 
 from ops_dcnv3.modules import DCNv3, DCNv4
+
+from .config_checks import KeyValues
+from .runtime import load_config
 
 SAMPLING = 5  # MACs per sampling point and channel
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -194,7 +197,7 @@ def add_arguments(parser: argparse.ArgumentParser, shape: tuple[int, int]) -> No
     add(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=KeyValues,
         metavar="KEY=VALUE",
         help="override the config",
     )
@@ -248,9 +251,7 @@ def report(
     """
     logging.getLogger("mmcv").setLevel(logging.WARNING)
     height, width = image_size(args.shape, args.size_divisor)
-    config = Config.fromfile(args.config)
-    if args.cfg_options:
-        config.merge_from_dict(args.cfg_options)
+    config = load_config(args.config, args.cfg_options, parts=("model",))
     model = build(config)
     parts = count(model, height, width)
     record = {
