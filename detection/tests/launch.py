@@ -1,4 +1,7 @@
-"""Runs the programs of this folder in tests: in the test's own process, or in others."""
+"""Runs the programs of this folder in tests: in the test's own process, or in others.
+
+On the CPU, also where there is a GPU: tests compare runs with each other to the last bit.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,18 +44,24 @@ def forget_loggers() -> None:
         logger_initialized.pop(name, None)
 
 
+def on_the_cpu(argv: Sequence[Any]) -> list[str]:
+    """A command line, which names no other device, for the CPU."""
+    words = [str(arg) for arg in argv]
+    return words if "--device" in words else ["--device", "cpu", *words]
+
+
 def train(*argv: Any) -> int:
     """train.py in this process; errors are raised."""
     forget_loggers()
     module = program("train")
-    return module.train(module.parse_args([str(arg) for arg in argv]))
+    return module.train(module.parse_args(on_the_cpu(argv)))
 
 
 def test(*argv: Any) -> int:
     """test.py in this process; errors are raised."""
     forget_loggers()
     module = program("test")
-    return module.test(module.parse_args([str(arg) for arg in argv]))
+    return module.test(module.parse_args(on_the_cpu(argv)))
 
 
 test.__test__ = False  # not a test of pytest's
@@ -59,7 +69,8 @@ test.__test__ = False  # not a test of pytest's
 
 def shell(*command: Any, env: dict[str, str] | None = None, cwd: Path | None = None) -> Any:
     """A program of this folder in processes of its own."""
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **(env or {})}
+    ours = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+    variables = {**os.environ, **ours, **(env or {})}
     return subprocess.run(
         [str(part) for part in command],
         env=variables,
