@@ -50,7 +50,8 @@ def test_says_what_a_backbone_is_good_for(tmp_path: Path) -> None:
     model = nn.Module()
     model.backbone = small_model()
     path = saved(tmp_path / "classifier.pth", small_model().state_dict())
-    with pytest.raises(CheckpointError, match=r"a backbone .or a classifier.: .*backbone.init_cfg="):
+    message = r"a backbone .or a classifier.: .*backbone.init_cfg="
+    with pytest.raises(CheckpointError, match=message):
         checkpoint.load_checkpoint(model, path)
 
 

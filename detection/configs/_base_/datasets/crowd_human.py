@@ -82,5 +82,5 @@ data = dict(
         pipeline=test_pipeline,
     ),
 )
-# upstream's value: more than the 36 epochs, so nothing is evaluated during training
+# the published value: more than the 36 epochs, so nothing is evaluated during training
 evaluation = dict(interval=100, metric="bbox", save_best="auto")

@@ -1,6 +1,6 @@
 # DINO on InternImage-H, pre-trained on Objects365: more denoising queries than for T and L.
-# Upstream's `snip_cfg`, `fed_loss_cfg` and the `use_checkpoint` of plain FFNs are not here: no code
-# ever read them.
+# The original's `snip_cfg`, `fed_loss_cfg` and the `use_checkpoint` of plain FFNs are not here: no
+# code ever read them.
 _base_ = "./dino_4scale_internimage.py"
 model = dict(
     backbone=dict(
