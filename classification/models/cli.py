@@ -37,7 +37,7 @@ def run_program(
 ) -> int:
     """``run(args)`` with its log on stderr; returns the exit code.
 
-    What a user can cause ends the program with one line and exit code 1.
+    What a user can cause ends the program with one line and exit code 1, Ctrl-C with 130.
 
     Args:
         errors: such errors of this program, besides `USER_ERRORS`.
@@ -48,3 +48,6 @@ def run_program(
     except (*USER_ERRORS, *errors) as error:
         logger.error("%s", error)
         return 1
+    except KeyboardInterrupt:
+        logger.error("interrupted")
+        return 130

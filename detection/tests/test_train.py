@@ -257,6 +257,18 @@ def test_resuming_with_another_optimizer(trained: Trained, tmp_path: Path) -> No
         )  # fmt: skip
 
 
+def test_ctrl_c_ends_with_one_line(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stop(_: object) -> int:
+        raise KeyboardInterrupt
+
+    program = runs.program("train")
+    monkeypatch.setattr(program, "train", stop)
+    assert program.main([str(trained.config)]) == 130
+    assert "interrupted" in caplog.text
+
+
 def test_program_ends_with_one_line_and_1(caplog: pytest.LogCaptureFixture) -> None:
     runs.forget_loggers()
     config = "configs/coco/mask_rcnn_internimag_t.py"
