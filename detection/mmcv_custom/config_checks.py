@@ -36,6 +36,12 @@ class KeyValues(DictAction):
             super().__call__(parser, namespace, values, option_string)
         except AssertionError as error:
             parser.error(f"{flag} {' '.join(values)}: {error}")
+        except RecursionError:  # mmcv's parser of what has commas inside brackets only
+            parser.error(
+                f"{flag} {' '.join(values)}: a value is a number, a word or a list like [1,2], no "
+                "dictionary or call; give its keys one by one, as in optimizer.type=SGD "
+                "optimizer.lr=0.01"
+            )
 
 
 def config_fault(cfg: Config, parts: Sequence[str]) -> str | None:

@@ -148,6 +148,7 @@ def test_errors_of_the_user_are_one_sentence(
         (["--eval", "bbox", "--format-only"], "exclude each other"),
         (["--out", "a.json"], "must end with .pkl"),
         (["--eval", "bbox", "--cfg-options", "a"], "--cfg-options takes KEY=VALUE without spaces"),
+        (["--eval", "bbox", "--cfg-options", "a=dict(b=1,c=2)"], "no dictionary or call"),
         (["--eval", "bbox", "--cfg-options", "a=[1,(2]"], "--cfg-options a=[1,(2]: "),
         (["--evil", "bbox"], "did you mean --eval"),
         (["--eval", "bbox", "--options", "a=1", "--eval-options", "a=1"], "give only"),

@@ -160,6 +160,20 @@ def test_colour_mask(folder):
     refused(config(folder), "2.png", "colour picture (mode RGB)", "(12, 16, 3)")
 
 
+@pytest.mark.parametrize("size", [(16, 1), (1, 12), (1, 1)])
+def test_pictures_one_pixel_high_or_wide(folder, size):
+    """mmseg squeezes their masks to one axis or none."""
+    box = (0, 0, *size)
+    for path in (folder / "images" / "2.jpg", folder / "masks" / "2.png"):
+        Image.open(path).crop(box).save(path)
+    labels = np.array(Image.open(folder / "masks" / "2.png"))
+    data = build(config(folder))
+    assert np.array_equal(data[2]["gt_semantic_seg"].data[0], labels)
+    assert np.array_equal(data.get_gt_seg_map_by_idx(2), labels)
+    write_mask(folder, np.zeros((*size[::-1], 3), np.uint8))
+    refused(config(folder), "2.png", "colour picture (mode RGB)")
+
+
 def test_palette_masks_give_indices_and_cv2_gives_colours(folder):
     mask = Image.fromarray(np.full((12, 16), 2, np.uint8)).convert("P")
     mask.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])

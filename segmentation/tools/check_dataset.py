@@ -23,7 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mmseg_custom  # noqa: F401
 from internimage.cli import ArgumentParser, run_program
-from mmcv import Config, DictAction
+from mmcv import Config
+from mmcv_custom.config_checks import KeyValues
+from mmcv_custom.runtime import load_config
 from mmseg.utils import get_root_logger
 from mmseg_custom.datasets.checks import DatasetError, build_data, label_classes, mask_rules
 from mmseg_custom.datasets.masks import MaskRules, check_pair, pair_paths
@@ -40,7 +42,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--all", action="store_true", help="read every image header and mask")
     parser.add_argument("--splits", nargs="+", default=["train", "val", "test"], metavar="SPLIT")
     parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, default={})
+    parser.add_argument("--cfg-options", nargs="+", action=KeyValues)
     return parser.parse_args(args)
 
 
@@ -88,8 +90,7 @@ def check_all(cfg: Config, leaf: Any, workers: int) -> int:
 def run(args: argparse.Namespace) -> int:
     """Checks the splits; 1 if anything is wrong."""
     get_root_logger(log_level=logging.WARNING)  # mmseg counts the images itself
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options, parts=("data",))
     seen, faults = [], 0
     for split in args.splits:
         settings = cfg.data.get(split)

@@ -98,7 +98,12 @@ def read_mask(path: str, backend: str = "pillow") -> tuple[np.ndarray, str]:
         raise DatasetError(
             f"mask {path} cannot be read (corrupt, empty or not an image)"
         ) from error
-    return array.squeeze(), mode
+    return two_dimensional(array), mode
+
+
+def two_dimensional(array: np.ndarray) -> np.ndarray:
+    """(H, W, 1) as (H, W). mmseg squeezes, which also loses a height or width of one pixel."""
+    return array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
 
 
 def check_pair(image: str, mask: str, rules: MaskRules) -> np.ndarray:
@@ -151,6 +156,8 @@ def _out_of_range(
     if len(wrong) == 1 and not rules.reduce_zero_label and wrong[0] == rules.num_labels:
         text += "; if the labels count from 1, set reduce_zero_label=True in the data set and in "
         text += "LoadAnnotations"
+    elif mask.lower().endswith((".jpg", ".jpeg")):
+        text += "; JPEG changes the values of pixels, masks must be PNG"
     elif mode == "L" and len(wrong) > 1:
         text += (
             "; if the file was a palette or colour PNG that a program saved as grey, its values "

@@ -14,7 +14,7 @@ import numpy as np
 from mmseg.datasets.pipelines import LoadAnnotations, LoadImageFromFile
 
 from .errors import DatasetError
-from .masks import IGNORE, MaskRules, check_pair
+from .masks import IGNORE, MaskRules, check_pair, image_size
 
 
 class _Named:
@@ -76,6 +76,11 @@ class NamedMask(_Named):
                 f"mask {path} cannot be read (corrupt, empty or not an image): replace it or take "
                 "it out; tools/check_dataset.py CONFIG --all lists all of them"
             ) from error
+        labels = results["gt_semantic_seg"]
+        if labels.ndim < 2:  # mmseg has squeezed a height or width of one pixel away
+            width, height, _ = image_size(path)
+            if labels.size == width * height:  # else it has colours
+                results["gt_semantic_seg"] = labels.reshape(height, width)
         if not self._fits(results):
             image = results.get("filename")
             if image is not None:
