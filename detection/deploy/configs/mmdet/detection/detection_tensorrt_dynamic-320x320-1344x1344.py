@@ -1,0 +1,4 @@
+_base_ = [
+    "../_base_/base_dynamic.py",
+    "../../_base_/backends/tensorrt_dynamic-320x320-1344x1344.py",
+]
