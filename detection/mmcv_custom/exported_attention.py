@@ -31,7 +31,7 @@ def attend(_: Any, value: Tensor, shapes: Tensor, locations: Tensor, weights: Te
         (N, Q, heads * C)
     """
     heads, width = value.shape[2:]
-    levels, points = weights.shape[3:]
+    levels = weights.shape[3]
     grids = (
         (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)
     )  # (levels, N*heads, Q, P, 2)
