@@ -28,9 +28,9 @@ from mmcv_custom.demo import (
     add_arguments,
     check_arguments,
     find_jobs,
+    place,
     process,
     read_config,
-    resolve_device,
 )
 from mmdet.apis import inference_detector
 from mmdet.core.visualization import get_palette
@@ -97,7 +97,7 @@ def load_detector(args: argparse.Namespace) -> nn.Module:
     checkpoint = load_checkpoint(model, weights, map_location="cpu")
     model.CLASSES = class_names(checkpoint, config, num_classes(model))
     model.cfg = config
-    return model.to(resolve_device(args.device)).eval()
+    return place(model, args.device)
 
 
 def detect(model: nn.Module, image: np.ndarray) -> Any:

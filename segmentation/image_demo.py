@@ -28,9 +28,9 @@ from mmcv_custom.demo import (
     add_arguments,
     check_arguments,
     find_jobs,
+    place,
     process,
     read_config,
-    resolve_device,
 )
 from mmseg.core.evaluation import get_palette
 from mmseg.datasets import DATASETS
@@ -38,7 +38,7 @@ from mmseg.datasets.pipelines import Compose
 from mmseg.models import build_segmentor
 from mmseg_custom.overlay import colours, legend, paint
 from mmseg_custom.released_heads import prepare_config, prepare_model
-from mmseg_custom.testing import write_image
+from mmseg_custom.testing import check_inference, write_image
 from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -93,6 +93,7 @@ def load_segmentor(args: argparse.Namespace) -> nn.Module:
         ValueError: the config is not one of a segmentor.
     """
     config, weights = read_config(args, "segmentation", HERE)
+    check_inference(config)
     prepare_config(config)
     if config.model.get("backbone") is not None:
         config.model.backbone.init_cfg = None  # the checkpoint holds the backbone
@@ -106,7 +107,7 @@ def load_segmentor(args: argparse.Namespace) -> nn.Module:
     pipeline = config.data.test.pipeline
     model.pipeline = Compose([step for step in pipeline if step.type != "LoadImageFromFile"])
     use_local_batch_norm(model)
-    return model.to(resolve_device(args.device)).eval()
+    return place(model, args.device)
 
 
 def segment(model: nn.Module, image: np.ndarray) -> np.ndarray:

@@ -39,7 +39,7 @@ from mmseg.models import SEGMENTORS, build_segmentor
 from mmseg.utils import get_root_logger, setup_multi_processes
 from mmseg_custom.datasets.checks import build_data, class_meta
 from mmseg_custom.released_heads import prepare_config, prepare_model
-from mmseg_custom.testing import check_metrics
+from mmseg_custom.testing import check_inference, check_metrics
 from mmseg_custom.training import train_segmentor
 
 logger = logging.getLogger("mmseg")
@@ -74,6 +74,8 @@ def read_config(args: argparse.Namespace) -> Config:
     cfg.load_from = args.load_from or cfg.get("load_from")
     if not args.no_validate and cfg.data.get("val") is None:
         raise ConfigError(f"{args.config} has no data.val to evaluate; add it or use --no-validate")
+    if not args.no_validate:
+        check_inference(cfg)
     prepare_config(cfg)
     return cfg
 
@@ -83,15 +85,12 @@ def run(args: argparse.Namespace, cfg: Config, distributed: bool) -> None:
     work_dir = choose_work_dir(cfg, args.work_dir)
     timestamp = agree(time.strftime("%Y%m%d_%H%M%S"))
     log = get_root_logger(str(Path(work_dir) / f"{timestamp}.log"), cfg.log_level)
-    share_handlers(log, "mmcv_custom", "mmseg_custom", "internimage")
+    share_handlers(log, "mmcv", "mmcv_custom", "mmseg_custom", "internimage")
     setup_multi_processes(cfg)
     torch.backends.cudnn.benchmark = cfg.get("cudnn_benchmark", False)
     cfg.resume_from = resume_path(cfg, logger)
     meta = start_log(args, cfg, logger, {"mmseg_version": mmseg.__version__})
 
-    with naming_unknown_types("the model", SEGMENTORS):
-        model = build_segmentor(cfg.model, cfg.get("train_cfg"), cfg.get("test_cfg"))
-    prepare_model(cfg, model)
     datasets = [build_data(cfg, cfg.data.train)]
     if len(cfg.workflow) == 2:
         datasets.append(build_data(cfg, training_view(cfg.data)))
@@ -100,6 +99,9 @@ def run(args: argparse.Namespace, cfg: Config, distributed: bool) -> None:
         metrics = cfg.get("evaluation", {}).get("metric", ())
         metrics = [metrics] if isinstance(metrics, str) else metrics
         check_metrics(metrics, val, "evaluation.metric")
+    with naming_unknown_types("the model", SEGMENTORS):
+        model = build_segmentor(cfg.model, cfg.get("train_cfg"), cfg.get("test_cfg"))
+    prepare_model(cfg, model)
     if not cfg.resume_from:
         model.init_weights()  # after the data: it may download
     classes = class_meta(datasets[0])

@@ -166,8 +166,8 @@ def released_model(name: str) -> ReleasedModel:
         near = difflib.get_close_matches(str(name).lower(), _table(), n=1, cutoff=0.4)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UnknownModelError(
-            f"Unknown model {name!r}.{hint} list_models() lists the names (predict.py: "
-            "--list-models)."
+            f"Unknown model {name!r}.{hint} list_models() lists the names, --list-models "
+            "in predict.py and image_demo.py."
         )
     return row
 

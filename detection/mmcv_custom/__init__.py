@@ -4,6 +4,11 @@ Importing it applies `compat` and registers, with mmcv, the optimizer constructo
 Free of mmdet and mmseg: what belongs to one task comes in as an argument.
 """
 
-from . import compat  # noqa: F401  first: what follows relies on it
+import warnings
 
-from . import amp, layer_decay_optimizer_constructor, runner  # noqa: F401  isort: skip
+# mmcv 1.7 announces its version 2 at every import
+warnings.filterwarnings("ignore", message="On January 1, 2023, MMCV will release v2.0.0")
+
+from . import compat  # noqa: E402, F401  first: what follows relies on it
+
+from . import amp, layer_decay_optimizer_constructor, runner  # noqa: E402, F401  isort: skip

@@ -19,7 +19,10 @@ COUNTS = {  # settings that mmcv and torch take for granted, with their least va
 
 
 class KeyValues(DictAction):
-    """mmcv's KEY=VALUE options; a malformed one ends the program with 2 and is named."""
+    """mmcv's KEY=VALUE options; a malformed one ends the program with 2 and is named.
+
+    mmcv takes all spaces out of a value; here a text that is no list (a path) keeps them.
+    """
 
     def __call__(
         self,
@@ -42,6 +45,13 @@ class KeyValues(DictAction):
                 "dictionary or call; give its keys one by one, as in optimizer.type=SGD "
                 "optimizer.lr=0.01"
             )
+
+    @staticmethod
+    def _parse_iterable(val: str) -> Any:
+        text = val.strip("'\" ")
+        if " " in text and not set(",[(") & set(text):
+            return text
+        return DictAction._parse_iterable(val)
 
 
 def config_fault(cfg: Config, parts: Sequence[str]) -> str | None:

@@ -18,9 +18,11 @@ from internimage.cli import ArgumentParser
 from internimage.released import UnknownModelError, list_models, released_model
 from internimage.write_file import replacing
 from mmcv import Config
+from torch import nn
 from tqdm import tqdm
 
 from .config_checks import KeyValues
+from .distributed import check_operators
 from .runtime import load_config
 
 logger = logging.getLogger(__name__)
@@ -173,6 +175,19 @@ def resolve_device(text: str) -> torch.device:
     if device.type == "cuda" and not (device.index or 0) < torch.cuda.device_count():
         raise ValueError(f"--device {text}: {torch.cuda.device_count()} GPUs are visible")
     return device
+
+
+def place(model: nn.Module, device: str) -> nn.Module:
+    """The model on a device (see `resolve_device`), in evaluation mode.
+
+    Raises:
+        ValueError: no such device.
+        LaunchError: it is a GPU, and mmcv was compiled without CUDA.
+    """
+    chosen = resolve_device(device)
+    if chosen.type == "cuda":
+        check_operators(model)
+    return model.to(chosen).eval()
 
 
 def read_image(path: Path) -> np.ndarray:

@@ -213,6 +213,46 @@ def load_exported(
     return model
 
 
+def add_exported_argument(parser: argparse.ArgumentParser) -> None:
+    """The flag with which test.py tests an exported file."""
+    parser.add_argument(
+        "--deploy-cfg",
+        metavar="CONFIG",
+        help="test an exported file: CHECKPOINT is the end2end.onnx (or .engine) that deploy.py "
+        "wrote with this deploy config",
+    )
+
+
+def use_input_shape(cfg: Config, path: str, codebase: str) -> None:
+    """Lets the test pipeline give the size that a file of a static deploy config takes."""
+    size = input_shape(load_deploy_config(path, codebase))
+    tests = cfg.data.test if isinstance(cfg.data.test, list) else [cfg.data.test]
+    steps = [step for data in tests for step in data.get("pipeline", [])] if size else []
+    for step in steps:
+        if step["type"] == "MultiScaleFlipAug":
+            step.img_scale = size
+            for transform in step.transforms:
+                if "keep_ratio" in transform:
+                    transform.keep_ratio = False
+
+
+def load_for_test(args: argparse.Namespace, cfg: Config, codebase: str, classes: Any) -> nn.Module:
+    """The model of test.py's --deploy-cfg.
+
+    Raises:
+        ConfigError: the deploy config cannot be used, or the run has several processes.
+        ExportError: the file cannot be used, or mmdeploy is missing.
+    """
+    deploy_cfg = load_deploy_config(args.deploy_cfg, codebase)
+    if args.launcher != "none":
+        raise ConfigError(
+            "--deploy-cfg: exported files are tested by one process, without launcher"
+        )
+    need_mmdeploy()
+    logging.getLogger("mmdeploy").setLevel(logging.WARNING)
+    return load_exported(deploy_cfg, cfg, args.checkpoint, classes, cfg.device)
+
+
 def run(args: argparse.Namespace, task: Task) -> int:
     """Exports, compares and writes everything; returns the exit code."""
     check_arguments(args)
