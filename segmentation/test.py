@@ -18,11 +18,13 @@ import mmcv_custom  # noqa: F401  applies what mmcv needs on today's torch, befo
 import mmseg_custom  # noqa: F401  registers models and data sets
 import torch
 from internimage.cli import ArgumentParser, run_program
+from internimage.onnx_export import ExportError
 from internimage.write_file import replacing
 from mmcv import Config
 from mmcv.runner import get_dist_info, wrap_fp16_model
 from mmcv_custom.checkpoint import compare_classes, load_checkpoint
 from mmcv_custom.config_checks import KeyValues
+from mmcv_custom.deploying import add_exported_argument, load_for_test, use_input_shape
 from mmcv_custom.distributed import agree, wrap_model
 from mmcv_custom.programs import (
     add_testing_arguments,
@@ -48,12 +50,14 @@ from mmseg_custom.testing import (
     Action,
     Formatter,
     Painter,
+    check_inference,
     check_metrics,
     keep_maps,
     test_model,
     use_aug_test,
 )
 from mmseg_custom.training import loader_options
+from torch import nn
 
 logger = logging.getLogger("mmseg")
 
@@ -70,6 +74,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__.partition("\n")[0],
         epilog="At least one of --eval, --out, --format-only, --show and --show-dir is needed.",
     )
+    add_exported_argument(parser)
     add_testing_arguments(parser, "mIoU, mDice, mFscore; for Cityscapes also cityscapes")
     parser.add_argument(
         "--aug-test",
@@ -107,6 +112,7 @@ def read_config(args: argparse.Namespace) -> Config:
     cfg = load_config(args.config, config_options(args, "options"))
     if cfg.data.get("test") is None:
         raise ConfigError(f"{args.config} has no data.test")
+    check_inference(cfg)
     cfg.model.train_cfg = None
     cfg.model.pretrained = None
     if cfg.model.get("backbone") is not None:
@@ -114,6 +120,8 @@ def read_config(args: argparse.Namespace) -> Config:
     if args.aug_test:
         use_aug_test(cfg)
     prepare_config(cfg)
+    if args.deploy_cfg:
+        use_input_shape(cfg, args.deploy_cfg, "mmseg")
     return cfg
 
 
@@ -137,15 +145,7 @@ def run(args: argparse.Namespace, cfg: Config, distributed: bool, gpu_id: int) -
         num_gpus=1,
         dist=distributed,
     )
-    with naming_unknown_types("the model", SEGMENTORS):
-        model = build_segmentor(cfg.model, test_cfg=cfg.get("test_cfg"))
-    prepare_model(cfg, model)
-    if cfg.get("fp16") is not None:
-        wrap_fp16_model(model)
-    meta = load_checkpoint(model, args.checkpoint)["meta"]
-    classes = class_meta(dataset)
-    compare_classes(meta, classes["CLASSES"])
-    model.CLASSES, model.PALETTE = classes["CLASSES"], classes["PALETTE"]
+    model = load_model(args, cfg, dataset)
     model = wrap_model(model, cfg.device, distributed, gpu_id=gpu_id)
     actions = choose_actions(args, dataset, options)
     results = test_model(
@@ -161,6 +161,24 @@ def run(args: argparse.Namespace, cfg: Config, distributed: bool, gpu_id: int) -
         rows = dict(zip(actions, map(list, zip(*results))))
         report(args, cfg, dataset, rows, options, work_dir)
     agree(None)  # the others wait, so that no launcher takes their end for the end of the run
+
+
+def load_model(args: argparse.Namespace, cfg: Config, dataset: Any) -> nn.Module:
+    """The segmentor with its weights and CLASSES, or the exported one of --deploy-cfg."""
+    classes = class_meta(dataset)
+    if args.deploy_cfg:
+        model = load_for_test(args, cfg, "mmseg", classes["CLASSES"])
+        model.PALETTE = classes["PALETTE"]
+        return model
+    with naming_unknown_types("the model", SEGMENTORS):
+        model = build_segmentor(cfg.model, test_cfg=cfg.get("test_cfg"))
+    prepare_model(cfg, model)
+    if cfg.get("fp16") is not None:
+        wrap_fp16_model(model)
+    meta = load_checkpoint(model, args.checkpoint)["meta"]
+    compare_classes(meta, classes["CLASSES"])
+    model.CLASSES, model.PALETTE = classes["CLASSES"], classes["PALETTE"]
+    return model
 
 
 def eval_options(args: argparse.Namespace, work_dir: str) -> dict[str, Any]:
@@ -234,7 +252,7 @@ def evaluate(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit code."""
-    return run_program(test, parse_args(argv))
+    return run_program(test, parse_args(argv), ExportError)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ even that class is never constructed. Everything else is refused.
 
 from __future__ import annotations
 
+import errno
 import pickle
 import re
 import types
@@ -49,6 +50,8 @@ def load_file(path: str | Path) -> dict[str, Any]:
     except MemoryError as error:
         raise ReadError(_no_memory(path)) from error
     except OSError as error:
+        if error.errno == errno.EINVAL:  # the file names a place before its own beginning
+            raise CheckpointError(_explain(path, error)) from error
         raise ReadError(f"cannot read {path}: {error}") from error
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError,
             AttributeError, IndexError, zipfile.BadZipFile) as error:  # fmt: skip

@@ -29,6 +29,7 @@ from .overlay import colours, paint
 
 logger = logging.getLogger(__name__)
 
+MODES = ("whole", "slide")  # of test_cfg
 METRICS = ("mIoU", "mDice", "mFscore")
 RATIOS = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]  # scales of --aug-test, each also flipped
 
@@ -48,6 +49,33 @@ def use_aug_test(cfg: Config) -> None:
             raise ConfigError(f"--aug-test needs a MultiScaleFlipAug in {path}.pipeline")
         steps[0].update(img_ratios=RATIOS, flip=True)
     logger.info("test-time augmentation: scales %s, each also flipped", RATIOS)
+
+
+def check_inference(cfg: Config) -> None:
+    """Raises ConfigError for a `test_cfg` that no image could be tested with.
+
+    mmseg reads it at the first image, and then fails without words.
+    """
+    settings = cfg.model.get("test_cfg") or cfg.get("test_cfg") or {}
+    mode = settings.get("mode")
+    if mode not in MODES:
+        raise ConfigError(f"model.test_cfg.mode={mode!r} is none of {', '.join(MODES)}")
+    if mode == "whole":
+        return
+    pairs = {}
+    for key in ("crop_size", "stride"):
+        pairs[key] = value = settings.get(key)
+        numbers = value if isinstance(value, (list, tuple)) else ()
+        if len(numbers) != 2 or not all(type(v) is int and v > 0 for v in numbers):
+            raise ConfigError(
+                f"model.test_cfg.{key}={value!r}: sliding windows need height and width in pixels, "
+                f"for example model.test_cfg.{key}={'512,512' if key == 'crop_size' else '341,341'}"
+            )
+    if any(step > size for step, size in zip(pairs["stride"], pairs["crop_size"])):
+        raise ConfigError(
+            f"model.test_cfg.stride={pairs['stride']} is larger than crop_size="
+            f"{pairs['crop_size']}: the windows would leave gaps"
+        )
 
 
 def check_metrics(names: Sequence[str], dataset: Dataset, what: str = "--eval") -> None:

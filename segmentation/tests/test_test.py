@@ -20,6 +20,8 @@ from mmseg_custom.overlay import colours, paint
 from mmseg_custom.testing import Formatter, use_aug_test
 from PIL import Image
 
+SLIDE = ["--eval", "mIoU", "--cfg-options", "model.test_cfg.mode=slide"]
+
 
 def metrics_of(work_dir: Path, scale: str = "single") -> dict:
     """The metrics that test.py wrote."""
@@ -183,6 +185,13 @@ def test_released_heads_of_150_classes(mode: str, trained: Trained, tmp_path: Pa
         (["--eval", "mIoU", "--cfg-options", "data.test.img_dir=/nowhere"], "/nowhere"),
         (["--eval", "mIoU", "--cfg-options", "model.decode_head.num_classes=4"], "num_classes=5"),
         (["--eval", "mIoU", "--device", "cuda"], "sees no GPU"),
+        ([*SLIDE, "model.test_cfg.mode=slid"], "mode='slid' is none of whole, slide"),
+        (SLIDE, "model.test_cfg.crop_size=None: sliding windows need height and width"),
+        ([*SLIDE, "model.test_cfg.crop_size=32,32", "model.test_cfg.stride=9"], "stride=9: sli"),
+        (
+            [*SLIDE, "model.test_cfg.crop_size=32,32", "model.test_cfg.stride=32,40"],
+            "would leave gaps",
+        ),
         (["--show"], "--show needs a screen"),
         (["--show-dir", "/proc/show"], "--show-dir /proc/show cannot be written"),
         (["--out", "/proc/out/a.pkl"], "cannot be written"),

@@ -291,6 +291,12 @@ def test_label_out_of_range_in_the_middle_of_a_run_is_one_line(tmp_path: Path) -
     assert "Traceback" not in done.stderr
 
 
+def test_paths_on_the_command_line_may_have_spaces() -> None:
+    argv = ["c.py", "--cfg-options", "a.b=/my data/x y", "c=[1, 2]", "d= 0.5", "e='two words'"]
+    options = runs.program("train").parse_args(argv).cfg_options
+    assert options == {"a.b": "/my data/x y", "c": [1, 2], "d": 0.5, "e": "two words"}
+
+
 def test_program_ends_with_one_line_and_1() -> None:
     config = "configs/ade20k/upernet_internimag_t_512_160k_ade20k.py"
     done = runs.shell(sys.executable, runs.FOLDER / "train.py", config)
