@@ -17,12 +17,14 @@ import mmcv
 import mmcv_custom  # noqa: F401  applies what mmcv needs on today's torch, before mmdet
 import mmdet_custom  # noqa: F401  registers models and data sets
 from internimage.cli import ArgumentParser, run_program
+from internimage.onnx_export import ExportError
 from internimage.write_file import replacing
 from mmcv import Config
 from mmcv.cnn import fuse_conv_bn
 from mmcv.runner import get_dist_info, wrap_fp16_model
 from mmcv_custom.checkpoint import compare_classes, load_checkpoint
 from mmcv_custom.config_checks import KeyValues
+from mmcv_custom.deploying import add_exported_argument, load_for_test, use_input_shape
 from mmcv_custom.distributed import agree, wrap_model
 from mmcv_custom.programs import (
     add_testing_arguments,
@@ -57,6 +59,7 @@ from mmdet_custom.testing import (
     test_model,
     use_tta,
 )
+from torch import nn
 
 logger = logging.getLogger("mmdet")
 
@@ -67,6 +70,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__.partition("\n")[0],
         epilog="At least one of --eval, --out, --format-only, --show and --show-dir is needed.",
     )
+    add_exported_argument(parser)
     add_testing_arguments(parser, "bbox, segm, proposal (COCO), mAP (VOC, OpenImages), ...")
     parser.add_argument(
         "--show-score-thr", type=float, default=0.3, help="paint what is at least so certain"
@@ -117,6 +121,8 @@ def read_config(args: argparse.Namespace) -> Config:
     if args.tta:
         use_tta(cfg)
     batch_in_test(cfg)
+    if args.deploy_cfg:
+        use_input_shape(cfg, args.deploy_cfg, "mmdet")
     return cfg
 
 
@@ -143,16 +149,7 @@ def run(args: argparse.Namespace, cfg: Config, distributed: bool, gpu_id: int) -
             **cfg.data.get("test_dataloader", {}),
         },
     )
-    with naming_unknown_types("the model", DETECTORS):
-        model = build_detector(cfg.model, test_cfg=cfg.get("test_cfg"))
-    check_metrics(args.eval or (), dataset, model)
-    if cfg.get("fp16") is not None:
-        wrap_fp16_model(model)
-    meta = load_checkpoint(model, args.checkpoint)["meta"]
-    compare_classes(meta, dataset.CLASSES)
-    model.CLASSES = meta.get("CLASSES", dataset.CLASSES)
-    if args.fuse_conv_bn:
-        model = fuse_conv_bn(model)
+    model = load_model(args, cfg, dataset)
     model = wrap_model(model, cfg.device, distributed, gpu_id=gpu_id)
     painter = None
     if args.show or args.show_dir:
@@ -169,6 +166,23 @@ def run(args: argparse.Namespace, cfg: Config, distributed: bool, gpu_id: int) -
     if get_dist_info()[0] == 0:
         report(args, cfg, dataset, results, work_dir)
     agree(None)  # the others wait, so that no launcher takes their end for the end of the run
+
+
+def load_model(args: argparse.Namespace, cfg: Config, dataset: Any) -> nn.Module:
+    """The detector with its weights and CLASSES, or the exported one of --deploy-cfg."""
+    if args.deploy_cfg:
+        model = load_for_test(args, cfg, "mmdet", dataset.CLASSES)
+        check_metrics(args.eval or (), dataset, model)
+        return model
+    with naming_unknown_types("the model", DETECTORS):
+        model = build_detector(cfg.model, test_cfg=cfg.get("test_cfg"))
+    check_metrics(args.eval or (), dataset, model)
+    if cfg.get("fp16") is not None:
+        wrap_fp16_model(model)
+    meta = load_checkpoint(model, args.checkpoint)["meta"]
+    compare_classes(meta, dataset.CLASSES)
+    model.CLASSES = meta.get("CLASSES", dataset.CLASSES)
+    return fuse_conv_bn(model) if args.fuse_conv_bn else model
 
 
 def report(
@@ -223,7 +237,7 @@ def evaluate(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit code."""
-    return run_program(test, parse_args(argv))
+    return run_program(test, parse_args(argv), ExportError)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import torch
 from internimage.onnx_export import ExportError
 from mmcv_custom.exported_attention import replace
 from mmdeploy.codebase.mmdet.core.post_processing import bbox_nms
+from mmdeploy.codebase.mmdet.deploy import get_post_processing_params
 from mmdeploy.codebase.mmdet.models.dense_heads import rpn_head
 from mmdeploy.codebase.mmdet.models.roi_heads import cascade_roi_head
 from mmdeploy.mmcv.ops.nms import ONNXNMSop
@@ -23,7 +24,6 @@ from torch import Tensor
 RPN = "mmdet.models.dense_heads.RPNHead.get_bboxes"
 BOX_HEAD = "mmdet.models.roi_heads.bbox_heads.bbox_head.BBoxHead.get_bboxes"
 CASCADE = "mmdet.models.roi_heads.cascade_roi_head.CascadeRoIHead.simple_test"
-TRT_LIMIT = 3840  # boxes that TensorRT's TopK and mmdeploy's NMS for it take
 
 
 def suppress(
@@ -49,7 +49,7 @@ def suppress(
             keep,
             iou_threshold=iou,
             score_threshold=threshold,
-            pre_top_k=min(TRT_LIMIT, boxes.shape[1]),
+            pre_top_k=get_post_processing_params(cfg).pre_top_k,
             keep_top_k=keep,
         )
     count = scores.shape[2]
