@@ -116,6 +116,16 @@ def test_truncated_file_is_an_error_that_names_it(trained, tmp_path, keep):
         load_file(path)
 
 
+def test_a_large_file_cut_near_its_beginning_is_called_truncated(tmp_path):
+    """PyTorch then says "Invalid argument", as the system does of a faulty disk."""
+    path = tmp_path / "cut.pth"
+    torch.save({"weight": torch.zeros(100_000)}, path)
+    path.write_bytes(path.read_bytes()[:20_000])
+    with pytest.raises(CheckpointError, match=r"cut\.pth .*truncated") as error:
+        load_file(path)
+    assert isinstance(error.value.__cause__, OSError)
+
+
 def test_own_files_are_plain(trained):
     """They load with torch's own strict reader, with nothing allowed on top."""
     loaded = torch.load(trained / "ckpt_epoch_2.pth", weights_only=True)
