@@ -79,7 +79,7 @@ def test_a_toy_model_learns_goes_on_and_is_evaluated(head: str, data: Path, tmp_
     train(name, data, tmp_path, 24, rate, "--auto-resume")
     rows = log(tmp_path, "train")
     assert [row["iter"] for row in rows] == list(range(1, 25))
-    most = 0.92 if head == "mask2former" else 0.85  # its losses of five layers begin slowly
+    most = 0.92 if head == "mask2former" else 0.85  # it begins slowly
     assert ratio([row["loss"] for row in rows]) < most
     validated = log(tmp_path, "val")
     assert len(validated) == 2

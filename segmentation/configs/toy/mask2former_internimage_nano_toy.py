@@ -1,4 +1,5 @@
-# Mask2Former on a nano InternImage, with 24 queries and 3 decoder layers.
+# Mask2Former on a nano InternImage, 24 queries and 3 decoder layers. It starts from the UPerNet:
+#   python train.py THIS --load-from work_dirs/upernet_internimage_nano_toy/latest.pth
 _base_ = ["../_base_/models/mask2former_internimage_h.py", "./toy_ade.py"]
 attention = dict(embed_dims=64, num_heads=4)
 model = dict(
@@ -8,8 +9,10 @@ model = dict(
         groups=[1, 2, 4, 8],
         mlp_ratio=2.0,
         drop_path_rate=0.0,
-        dw_kernel_size=3,
-        level2_post_norm_block_ids=[1],
+        dw_kernel_size=None,
+        res_post_norm=False,
+        level2_post_norm=False,
+        center_feature_scale=False,
     ),
     decode_head=dict(
         num_classes=6,
@@ -44,4 +47,4 @@ model = dict(
 data = dict(train=dict(pipeline={{_base_.mask_pipeline}}))
 optimizer = dict(lr=1e-3)
 optimizer_config = dict(grad_clip=dict(max_norm=1.0, norm_type=2))
-runner = dict(max_iters=1800)
+runner = dict(max_iters=1500)
