@@ -34,7 +34,7 @@ from .runtime import ConfigError, load_config, make_folder
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("onnxruntime", "tensorrt")
-PACKAGES = "pip install --no-deps -r requirements/deploy.txt"
+PACKAGES = "pip install -r requirements/deploy.txt -c requirements/constraints.txt"
 ELSEWHERE = {  # flag: what it belongs to
     "quant": "ncnn",
     "quant_image_dir": "ncnn",

@@ -178,19 +178,32 @@ def nodes(path: Path) -> list[str]:
     return sorted({node.op_type for node in model.graph.node if node.domain})
 
 
+@pytest.fixture(scope="module")
+def mask_rcnn(
+    trained: Trained, photos: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Folder of an exported Mask R-CNN."""
+    out = tmp_path_factory.mktemp("exported") / "out"
+    words = (MASKS, trained.config, trained.checkpoint, photos[0], "--work-dir", out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exported, "SCORE", 0.05)  # two epochs make nobody sure
+        assert deploy(*words, "--test-img", *photos, "--dump-info", "--log-level", "ERROR") == 0
+    return out
+
+
 @needs_mmdeploy
-def test_mask_rcnn(trained: Trained, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(exported, "SCORE", 0.05)  # two epochs make nobody sure
-    words = (MASKS, trained.config, trained.checkpoint, photos[0], "--work-dir", tmp_path / "out")
-    assert deploy(*words, "--test-img", *photos, "--dump-info", "--log-level", "ERROR") == 0
+def test_mask_rcnn(mask_rcnn):
     kinds = [f"output_{kind}_{i}.jpg" for kind in ("onnxruntime", "pytorch") for i in range(3)]
     names = ["deploy.json", "detail.json", "end2end.onnx", *kinds, "pipeline.json"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
-    (described,) = json.loads((tmp_path / "out/deploy.json").read_text())["models"]
+    assert sorted(path.name for path in mask_rcnn.iterdir()) == names
+    (described,) = json.loads((mask_rcnn / "deploy.json").read_text())["models"]
     assert (described["net"], described["backend"]) == ("end2end.onnx", "onnxruntime")
-    assert nodes(tmp_path / "out/end2end.onnx") == ["TRTDCNv3"]
+    assert nodes(mask_rcnn / "end2end.onnx") == ["TRTDCNv3"]
 
-    file = tmp_path / "out/end2end.onnx"
+
+@needs_mmdeploy
+def test_evaluation_of_a_file(trained: Trained, mask_rcnn, tmp_path):
+    file = mask_rcnn / "end2end.onnx"
     metrics = []
     for checkpoint, flags in ((trained.checkpoint, ()), (file, ("--deploy-cfg", MASKS))):
         work = tmp_path / f"test{len(metrics)}"
@@ -263,6 +276,7 @@ def test_cascade(trained: Trained, photos, tmp_path, monkeypatch):
     cfg = Config.fromfile(trained.config)
     head = dict(cfg.model.roi_head.bbox_head)
     cfg.model.type = "CascadeRCNN"
+    cfg.model.train_cfg = None
     cfg.model.roi_head.update(
         type="CascadeRoIHead",
         num_stages=2,
