@@ -18,6 +18,7 @@ for folder in (TESTS, TESTS.parent):
         sys.path.insert(0, str(folder))
 
 LAUNCHERS = ("SLURM_", "OMPI_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_")
+SETTINGS = ("PORT", "NNODES", "NODE_RANK", "GPUS", "CPUS_PER_TASK", "SRUN_ARGS")  # of our scripts
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -42,7 +43,7 @@ def no_waiting() -> Iterator[None]:
 def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the environment of a launcher that it happens to run in."""
     for name in list(os.environ):
-        if name.startswith(LAUNCHERS):
+        if name.startswith((*LAUNCHERS, *SETTINGS)):
             monkeypatch.delenv(name)
 
 
