@@ -19,7 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ["classification", "detection", "ops_dcnv3", "segmentation", "tensorrt", "tools"]  # the longest first
+FOLDERS = [
+    "classification",
+    "detection",
+    "ops_dcnv3",
+    "segmentation",
+    "tensorrt",
+    "tools",
+]  # the longest first
 
 
 def count(report: Path) -> Counter[str]:

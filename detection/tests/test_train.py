@@ -151,6 +151,17 @@ def test_bf16_trains_and_clips(trained: Trained, tmp_path: Path) -> None:
     assert {value.dtype for value in weights(tmp_path / "epoch_2.pth").values()} == {torch.float32}
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("amp", ["fp16", "bf16"])
+def test_mixed_precision_on_a_gpu(amp: str, trained: Trained, tmp_path: Path) -> None:
+    flags = ["--work-dir", tmp_path, "--seed", 3, "--amp", amp, "--device", "cuda"]
+    assert runs.train(trained.config, *flags) == 0
+    steps = [row["loss_mask"] for row in log_rows(tmp_path) if row.get("mode") == "train"]
+    assert sum(steps[-6:]) < 0.6 * sum(steps[:6])
+    assert "device: cuda, processes: 1" in max(tmp_path.glob("*.log")).read_text()
+
+
 def test_load_from_starts_from_weights_with_other_classes(trained: Trained, tmp_path: Path) -> None:
     annotations = json.loads((trained.data / "train.json").read_text())
     annotations["categories"] = annotations["categories"][:2]

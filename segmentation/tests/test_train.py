@@ -221,7 +221,8 @@ def test_endless_batches_hold_every_image_once_a_round(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("model", ["upernet", "mask2former"])
 def test_mixed_precision_on_a_gpu(model: str, amp: str, trained: Trained, tmp_path: Path) -> None:
     config = runs.write_config(tmp_path / "gpu.py", trained.data, model, iterations=8)
-    assert runs.train(config, "--work-dir", tmp_path, "--seed", 1, "--amp", amp) == 0
+    flags = ["--work-dir", tmp_path, "--seed", 1, "--amp", amp, "--device", "cuda"]
+    assert runs.train(config, *flags) == 0
     values = losses(tmp_path)
     assert sum(values[-3:]) < sum(values[:3])
     assert "device: cuda, processes: 1" in max(tmp_path.glob("*.log")).read_text()
