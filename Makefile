@@ -15,7 +15,7 @@ OPERATOR_SOURCES := $(shell find ops_dcnv3 -name tests -prune -o -name build -pr
 
 help:
 	@echo "make setup    virtual environment with the tested versions, operator compiled, models"
-	@echo "make setup-openmmlab   the same, and OpenMMLab for detection (compiles mmcv: minutes)"
+	@echo "make setup-openmmlab   the same, with OpenMMLab for the other tasks (compiles mmcv: minutes)"
 	@echo "make demo     train, evaluate and predict on real images (handwritten digits)"
 	@echo "make test     all tests"
 	@echo "make check    formatting, lint, vendored copies and generated files"
@@ -53,13 +53,15 @@ $(STAMPS)/models: $(STAMPS)/operator classification/pyproject.toml
 	$(BIN)/python -m pip install --no-build-isolation --no-deps --editable ./classification
 	@touch $@
 
-OPENMMLAB := requirements/openmmlab.txt requirements/openmmlab-nodeps.txt
+OPENMMLAB := $(addprefix requirements/,openmmlab.txt openmmlab-nodeps.txt driving.txt deploy.txt)
 
 # -g0: debug information would double the time that compiling mmcv-full takes
 $(STAMPS)/openmmlab: $(STAMPS)/models $(OPENMMLAB)
-	$(BIN)/python -m pip install -r requirements/openmmlab.txt -c requirements/constraints.txt
+	$(BIN)/python -m pip install -r requirements/openmmlab.txt -r requirements/driving.txt \
+		-c requirements/constraints.txt
 	CFLAGS="-g0 $$CFLAGS" $(BIN)/python -m pip install --no-build-isolation --no-deps \
 		-r requirements/openmmlab-nodeps.txt -c requirements/constraints.txt
+	$(BIN)/python -m pip install -r requirements/deploy.txt -c requirements/constraints.txt
 	@touch $@
 
 demo: setup

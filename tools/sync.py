@@ -30,12 +30,17 @@ COPIES: dict[str, list[str]] = {
     "classification/models/intern_image.py": [
         "detection/mmdet_custom/models/backbones/intern_image.py",
         "segmentation/mmseg_custom/models/backbones/intern_image.py",
+        "autonomous_driving/ad_common/backbones/intern_image.py",
     ],
     "classification/models/flash_intern_image.py": [
         "detection/mmdet_custom/models/backbones/flash_intern_image.py",
         "segmentation/mmseg_custom/models/backbones/flash_intern_image.py",
+        "autonomous_driving/ad_common/backbones/flash_intern_image.py",
     ],
-    "detection/mmcv_custom": ["segmentation/mmcv_custom"],
+    "detection/mmdet_custom/models/backbones/registration.py": [
+        "autonomous_driving/ad_common/backbones/registration.py"
+    ],
+    "detection/mmcv_custom": ["segmentation/mmcv_custom", "autonomous_driving/mmcv_custom"],
     "detection/mmdet_custom/datasets/errors.py": ["segmentation/mmseg_custom/datasets/errors.py"],
     "detection/tests/launch.py": ["segmentation/tests/launch.py"],
     "detection/tests/recipe.py": ["segmentation/tests/recipe.py"],

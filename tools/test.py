@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = [
     "classification",
+    "autonomous_driving",
     "detection",
     "ops_dcnv3",
     "segmentation",
