@@ -1,4 +1,4 @@
-"""How the generated files of classification/huggingface/ follow from the canonical ones.
+"""How generated files follow from the canonical ones: most are those of classification/huggingface/.
 
 A folder that Hugging Face loads with trust_remote_code carries all of its code, next to each other
 in one folder and without this repository. Its network is therefore made from the canonical files by
@@ -237,5 +237,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 ''',
+    ),
+    "segmentation/mmseg_custom/models/backbones/registration.py": Recipe(
+        sources={"detection/mmdet_custom/models/backbones/registration.py": None},
+        imports={"mmdet.models.builder": "mmseg.models.builder"},
+        replacements=(("backbones of mmdet", "backbones of mmseg"),),
     ),
 }

@@ -101,7 +101,7 @@ def tracked_files(root: Path) -> list[str]:
 
 def unlisted(root: Path, copies: dict[str, list[str]], files: list[str]) -> list[tuple[str, str]]:
     """(source, file) pairs: Python files that look like a copy but are not in the table."""
-    listed = set(copies) | {target for targets in copies.values() for target in targets}
+    listed = {*copies, *GENERATED, *(target for targets in copies.values() for target in targets)}
     return [
         (source, file)
         for source in copies
