@@ -1,4 +1,4 @@
-"""How generated files follow from the canonical ones: most are those of classification/huggingface/.
+"""How generated files follow from the canonical ones; most are in classification/huggingface/.
 
 A folder that Hugging Face loads with trust_remote_code carries all of its code, next to each other
 in one folder and without this repository. Its network is therefore made from the canonical files by
