@@ -41,7 +41,10 @@ COPIES: dict[str, list[str]] = {
         "autonomous_driving/ad_common/backbones/registration.py"
     ],
     "detection/mmcv_custom": ["segmentation/mmcv_custom", "autonomous_driving/mmcv_custom"],
-    "detection/mmdet_custom/datasets/errors.py": ["segmentation/mmseg_custom/datasets/errors.py"],
+    "detection/mmdet_custom/datasets/errors.py": [
+        "segmentation/mmseg_custom/datasets/errors.py",
+        "autonomous_driving/ad_common/datasets/errors.py",
+    ],
     "detection/tests/launch.py": ["segmentation/tests/launch.py"],
     "detection/tests/recipe.py": ["segmentation/tests/recipe.py"],
 }

@@ -15,8 +15,8 @@ class MultiViewDetector(BaseDetector):
     """Base of a detector that sees a frame through N calibrated cameras.
 
     A subclass has `forward_train(**batch)`, which returns a dictionary of losses, and
-    `forward_test(**batch)`, which returns a list with one picklable dictionary per frame. `train_step`
-    and `val_step` are those of mmdet.
+    `forward_test(**batch)`, which returns a list with one picklable dictionary per frame.
+    `train_step` and `val_step` are those of mmdet.
 
     Args:
         img_backbone: config of the backbone.
