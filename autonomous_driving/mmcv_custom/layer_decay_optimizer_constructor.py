@@ -54,7 +54,8 @@ class LayerDecay:
         dino_head: a tenth of it for `sampling_offsets` and `reference_points` of deformable
             attention; goes before `offset_lr_scale`.
         offset_lr_scale: another factor for them.
-        backbone_name: attribute of the model that holds the trunk.
+        backbone_name: attribute of the model that holds the trunk. Default: `backbone`, or
+            `img_backbone` in a model that has this one only.
         level2_post_norm_block_ids: fix. The trunk's option of this name; puts norm k of
             `levels.2.post_norms` into the layer of its block. Default: into that of block k.
         decay_composite_backbone: fix. The trunks inside CBInternImage (`backbone.cb_modules.*`) are
@@ -194,7 +195,10 @@ class CustomLayerDecayOptimizerConstructor(DefaultOptimizerConstructor):
         Raises:
             ValueError: `paramwise_cfg` is wrong or does not fit the model.
         """
-        rule = LayerDecay.from_config(self.paramwise_cfg)
+        settings = dict(self.paramwise_cfg)
+        if hasattr(module, "img_backbone") and not hasattr(module, "backbone"):
+            settings.setdefault("backbone_name", "img_backbone")
+        rule = LayerDecay.from_config(settings)
         groups: dict[str, dict[str, Any]] = {}
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:

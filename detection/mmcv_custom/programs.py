@@ -55,11 +55,20 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--options", nargs="+", action=KeyValues, help="old: --cfg-options")
 
 
-def add_testing_arguments(parser: argparse.ArgumentParser, metrics: str) -> None:
-    """The flags of every test.py; `metrics` are the names that --eval takes, for the help."""
+def add_testing_arguments(
+    parser: argparse.ArgumentParser, metrics: str, metric_needed: bool = True
+) -> None:
+    """The flags of every test.py.
+
+    Args:
+        metrics: the names that --eval takes, for the help.
+        metric_needed: --eval takes at least one; else --eval alone is an empty list.
+    """
     add_shared_arguments(parser)
     parser.add_argument("checkpoint", help="file, released model's name or https:// address")
-    parser.add_argument("--eval", nargs="+", metavar="METRIC", help=metrics)
+    parser.add_argument(
+        "--eval", nargs="+" if metric_needed else "*", metavar="METRIC", help=metrics
+    )
     parser.add_argument("--out", help="results as a .pkl file")
     parser.add_argument(
         "--format-only",
