@@ -3,7 +3,7 @@
 Three frames are in use:
 
 * metres: the ego frame, x forward and y left, within the region `roi_size` = (length, width);
-* normalised: (metres + roi / 2) / (roi + 2), so a line inside the region lies in [0, roi / (roi + 2)];
+* normalised: (metres + roi / 2) / (roi + 2), so a region's line lies in [0, roi / (roi + 2)];
 * tokens: the cell of a canvas of `canvas_size` = (columns, rows) cells, counted from 1.
 
 A sequence reads x1, y1, x2, y2, ..., 0. Token 0 ends a line.
