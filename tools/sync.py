@@ -45,6 +45,13 @@ COPIES: dict[str, list[str]] = {
         "segmentation/mmseg_custom/datasets/errors.py",
         "autonomous_driving/ad_common/datasets/errors.py",
     ],
+    **{
+        f"autonomous_driving/occupancy_prediction/tools/{name}.sh": [
+            f"autonomous_driving/openlane-v2/tools/{name}.sh",
+            f"autonomous_driving/Online-HD-Map-Construction/tools/{name}.sh",
+        ]
+        for name in ("dist_train", "dist_test", "slurm_train", "slurm_test")
+    },
     "detection/tests/launch.py": ["segmentation/tests/launch.py"],
     "detection/tests/recipe.py": ["segmentation/tests/recipe.py"],
 }

@@ -1,3 +1,3 @@
-"""Pipeline steps on several cameras, and samplers; importing it registers them with mmdet."""
+"""Pipeline steps on several cameras, and samplers; importing it registers the steps with mmdet."""
 
 from . import formatting, loading, transforms  # noqa: F401
