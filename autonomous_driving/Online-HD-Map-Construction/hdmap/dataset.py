@@ -23,7 +23,7 @@ from .tokens import CLASSES
 logger = logging.getLogger(__name__)
 
 TRIES = 100  # frames that are drawn before a training sample is given up
-METRICS = ("mAP", "chamfer")  # two names of the one metric
+METRICS = ("chamfer", "mAP", "bbox")  # names of the one metric; the last of published scripts
 
 
 @DATASETS.register_module()
@@ -34,7 +34,8 @@ class AV2Dataset(Dataset):
     annotated lines. A training frame without lines is replaced by another one, drawn at random.
 
     Args:
-        ann_file: {segment: [frame, ...]} as json, see `annotations`.
+        ann_file: {segment: [frame, ...]} as json, see `annotations`; perhaps relative to
+            `data_root`.
         pipeline: the steps.
         data_root: folder that the `image_path`s of the annotations start from; default: that of
             `ann_file`.
@@ -60,11 +61,13 @@ class AV2Dataset(Dataset):
     ) -> None:
         if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
             raise DatasetError(f"interval must be a whole number from 1 on, it is {interval!r}")
+        if data_root is not None and not Path(ann_file).exists():
+            ann_file = os.path.join(data_root, ann_file)
         self.ann_file = str(ann_file)
         self.data_root = str(data_root or Path(ann_file).parent)
         self.test_mode = test_mode
         self.meta = make_meta(meta)
-        self.frames = load_frames(ann_file)[::interval]
+        self.frames = load_frames(self.ann_file)[::interval]
         self.tokens = [frame["token"] for frame in self.frames]
         self.flag = np.zeros(len(self.frames), dtype=np.uint8)  # one group for mmdet's samplers
         self.pipeline = Compose(pipeline)
@@ -129,7 +132,7 @@ class AV2Dataset(Dataset):
 
         Args:
             results: of the model, one per frame; or the path of a submission.
-            metric: "mAP" (or "chamfer"); there is no other one.
+            metric: "chamfer" (or "mAP", "bbox"); there is no other one.
             logger: gets the table; as in mmdet.
 
         Returns:
@@ -140,7 +143,9 @@ class AV2Dataset(Dataset):
         """
         for name in [metric] if isinstance(metric, str) else metric or ():
             if name not in METRICS:
-                raise DatasetError(f"there is no metric {name!r}{nearest(name, METRICS)}; use mAP")
+                raise DatasetError(
+                    f"there is no metric {name!r}{nearest(name, METRICS)}; use chamfer"
+                )
         truth = all_truth(self.frames, self.ann_file)
         if isinstance(results, (str, Path)):
             predicted = read_submission(results)

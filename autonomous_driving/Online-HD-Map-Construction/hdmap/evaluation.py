@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from ad_common.datasets.errors import DatasetError
 from ad_common.metrics.average_precision import average_precision, precision_recall
 from ad_common.metrics.distance import chamfer_distances
 from ad_common.metrics.matching import match_nearest
@@ -97,13 +98,13 @@ def evaluate_lines(
         classes), in 0..1. A class that is nowhere in the truth counts 0.
 
     Raises:
-        ValueError: there are no frames, or a predicted frame is none of the data set.
+        DatasetError: there are no frames, or a predicted frame is none of the data set.
     """
     if not truth:
-        raise ValueError("there is no frame to evaluate; check the annotation file")
+        raise DatasetError("there is no frame to evaluate; check the annotation file")
     foreign = [token for token in predicted if token not in truth]
     if foreign:
-        raise ValueError(
+        raise DatasetError(
             f"{len(foreign)} of {len(predicted)} predicted frames are none of the data set, the "
             f"first is {foreign[0]!r}; give the annotations of the split that was predicted"
         )
