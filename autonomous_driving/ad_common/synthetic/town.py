@@ -131,7 +131,8 @@ def outline(area: Polygon) -> np.ndarray:
 
 def pieces(lines: BaseGeometry) -> list[np.ndarray]:
     """The lines (n, 2) of a geometry, joined where they touch, without very short ones."""
-    parts = [part for part in getattr(lines, "geoms", [lines]) if isinstance(part, LineString)]
+    found = getattr(lines, "geoms", [lines])
+    parts = [part for part in found if isinstance(part, LineString) and not part.is_empty]
     merged = line_merge(MultiLineString(parts), directed=True)
     parts = [part for part in getattr(merged, "geoms", [merged]) if part.length >= SHORTEST]
     return [np.asarray(part.simplify(0.02).coords) for part in parts]
