@@ -28,9 +28,10 @@ def frame(segment: str, token: int, root: Path, *, annotated: bool = True) -> di
     """One frame; its images are written."""
     sensor = {}
     for i, camera in enumerate(CAMERAS):
-        path = Path("argoverse2") / segment / "image" / camera / f"{token}.jpg"
-        (root / path.parent).mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(root / path), np.full((24, 40, 3), 60 * i + 40, np.uint8))
+        path = Path(segment) / "image" / camera / f"{token}.jpg"
+        file = root / "argoverse2" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(file), np.full((24, 40, 3), 60 * i + 40, np.uint8))
         sensor[camera] = {
             "image_path": str(path),
             "intrinsic": [[20.0, 0, 20], [0, 20, 12], [0, 0, 1]],

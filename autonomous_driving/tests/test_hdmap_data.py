@@ -74,6 +74,20 @@ def test_cameras_are_in_the_order_of_the_file(tmp_path: Path) -> None:
     assert made.CAMERAS[1] in info["img_filename"][0]
 
 
+@pytest.mark.parametrize("start", ["", "argoverse2", "somewhere/argoverse2"])
+def test_where_image_paths_start(tmp_path: Path, start: str) -> None:
+    root = tmp_path / "somewhere"
+    root.mkdir()
+    content = made.load(made.write(root))
+    for frame in content["seg"]:
+        for sensor in frame["sensor"].values():
+            sensor["image_path"] = f"{start}/{sensor['image_path']}".lstrip("/")
+    path = made.save(tmp_path, content)
+    dataset = AV2Dataset(str(path), [], data_root=str(root), test_mode=True)
+    for index in range(len(dataset)):
+        assert all(Path(f).is_file() for f in dataset.get_data_info(index)["img_filename"])
+
+
 def test_interval(tmp_path: Path) -> None:
     assert train_set(made.write(tmp_path, 5), interval=2).tokens == ["100", "102", "104"]
     with pytest.raises(DatasetError, match="interval must be"):

@@ -143,6 +143,23 @@ def as_line(points: Any, where: str) -> np.ndarray:
     return line
 
 
+def image_root(data_root: str | Path, frame: dict[str, Any]) -> Path:
+    """The folder that the image paths of an annotation file start from.
+
+    Args:
+        data_root: the folder of the data.
+        frame: any frame of the file; its first image tells.
+
+    Returns:
+        `data_root`, its folder argoverse2 or the folder that it is in; without the image,
+        `data_root`.
+    """
+    root = Path(data_root)
+    image = next(iter(frame["sensor"].values()))["image_path"]
+    places = (root, root / "argoverse2", root.absolute().parent)
+    return next((place for place in places if (place / image).is_file()), root)
+
+
 def camera_matrices(frame: dict[str, Any]) -> dict[str, np.ndarray]:
     """Projection of every camera of a frame: 4x4 from the ego frame to pixels, by name.
 

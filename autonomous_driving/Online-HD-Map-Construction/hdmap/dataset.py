@@ -15,7 +15,7 @@ from mmdet.datasets.builder import DATASETS
 from mmdet.datasets.pipelines import Compose
 from torch.utils.data import Dataset
 
-from .annotations import all_truth, camera_matrices, load_frames
+from .annotations import all_truth, camera_matrices, image_root, load_frames
 from .evaluation import evaluate_lines, table
 from .submission import FILE_NAME, collect, make_meta, read_submission, write_submission
 from .tokens import CLASSES
@@ -37,8 +37,8 @@ class AV2Dataset(Dataset):
         ann_file: {segment: [frame, ...]} as json, see `annotations`; perhaps relative to
             `data_root`.
         pipeline: the steps.
-        data_root: folder that the `image_path`s of the annotations start from; default: that of
-            `ann_file`.
+        data_root: folder that has the images in argoverse2/, see `annotations.image_root`; default:
+            that of `ann_file`.
         interval: use every so manieth frame.
         test_mode: frames may have no annotation, and none is given out.
         meta: changes of the submission's `meta` block.
@@ -64,10 +64,10 @@ class AV2Dataset(Dataset):
         if data_root is not None and not Path(ann_file).exists():
             ann_file = os.path.join(data_root, ann_file)
         self.ann_file = str(ann_file)
-        self.data_root = str(data_root or Path(ann_file).parent)
         self.test_mode = test_mode
         self.meta = make_meta(meta)
         self.frames = load_frames(self.ann_file)[::interval]
+        self.image_root = image_root(data_root or Path(self.ann_file).parent, self.frames[0])
         self.tokens = [frame["token"] for frame in self.frames]
         self.flag = np.zeros(len(self.frames), dtype=np.uint8)  # one group for mmdet's samplers
         self.pipeline = Compose(pipeline)
@@ -97,7 +97,7 @@ class AV2Dataset(Dataset):
             "sample_idx": index,
             "camera_names": list(matrices),
             "img_filename": [
-                os.path.join(self.data_root, sensor["image_path"])
+                os.path.join(self.image_root, sensor["image_path"])
                 for sensor in frame["sensor"].values()
             ],
             "lidar2img": list(matrices.values()),  # from the ego frame
