@@ -2,4 +2,12 @@
 
 import ad_common  # noqa: F401 - first: shared parts, and what mmcv needs on today's torch
 
-from . import assign, detector, lane_head, te_head, topology_head, transformer  # noqa: F401
+from . import (  # noqa: F401
+    assign,
+    bev_constructor,
+    detector,
+    lane_head,
+    te_head,
+    topology_head,
+    transformer,
+)
