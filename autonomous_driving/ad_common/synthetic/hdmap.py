@@ -4,8 +4,8 @@
     OUT/{train,val,test}_annotations.json
 
 `image_path` is relative to OUT/argoverse2. A segment is a drive along a road (`town.py`). In the
-images boundaries are red, dividers white (the one between the directions yellow) and crossings are
-blue with white stripes.
+images boundaries are red, dividers white (the one between the directions yellow) and crossings
+blue with a light border.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ from .town import Town, in_ego, local_map, rings
 
 COLOURS = {  # RGB
     "ped_crossing": (60, 110, 225),
+    "outline": (120, 200, 255),  # of a crossing
     "divider": (245, 245, 245),
     "centre": (250, 215, 40),
     "boundary": (225, 45, 40),
     "road": (92, 92, 98),
     "grass": (95, 135, 65),
 }
-WIDTHS = {"divider": 0.4, "boundary": 0.5}  # metres
+WIDTHS = {"divider": 0.4, "boundary": 0.5, "outline": 0.5}  # metres
 
 
 def painted(rng: np.random.Generator, town: Town, place: np.ndarray, heading: float) -> Texture:
@@ -48,11 +49,9 @@ def painted(rng: np.random.Generator, town: Town, place: np.ndarray, heading: fl
     borders = rings(in_ego(town.ground, place, heading))
     texture.area(borders, COLOURS["road"])
     for crossing in town.crossings:
-        corners = np.asarray(in_ego(crossing, place, heading).exterior.coords)[:4]
-        texture.area([corners], COLOURS["ped_crossing"])
-        for share in (0.3, 0.7):  # white stripes across the road
-            ends = corners[[0, 3]] * (1 - share) + corners[[1, 2]] * share
-            texture.line(ends, COLOURS["divider"], 0.35)
+        ring = np.asarray(in_ego(crossing, place, heading).exterior.coords)
+        texture.area([ring], COLOURS["ped_crossing"])
+        texture.line(ring, COLOURS["outline"], WIDTHS["outline"])
     for line in town.dividers:
         moved = in_ego(line, place, heading)
         colour = COLOURS["centre" if line is town.centre else "divider"]

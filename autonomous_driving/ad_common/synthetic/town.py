@@ -19,6 +19,7 @@ LANE = 3.5  # width in metres
 MARGIN = 100.0  # metres of road before the first and after the last frame
 ROI = (60.0, 30.0)  # metres along x and y, centred on the ego car
 SHORTEST = 1.0  # metres; shorter pieces at the border are left out
+STUB = 6.0  # metres; a divider is not painted between a crossing and a junction
 CORNER = 4.0  # radius of a curb at a junction
 CROSSING = 3.5  # length of a crossing along the road
 CLASSES = ("ped_crossing", "divider", "boundary")
@@ -62,9 +63,9 @@ class Town:
                 crossings.append(crossing)
         self.ground = unary_union(areas).buffer(CORNER).buffer(-CORNER)  # rounds the corners
         painted = unary_union(crossings).buffer(0.5) if crossings else Polygon()
-        self.centre = dividers[0].difference(painted)
-        others = [line for d, line in dividers.items() if d != 0]
-        self.dividers = [self.centre, *(line.difference(painted) for line in others)]
+        parts = {d: without_stubs(line.difference(painted)) for d, line in dividers.items()}
+        self.centre = parts[0]
+        self.dividers = list(parts.values())
         self.crossings = crossings
 
     def _strip(self, s: np.ndarray, low: float, high: float) -> Polygon:
@@ -89,6 +90,12 @@ class Town:
         """Place (2,) and heading of the ego car after `way` metres."""
         place, heading = self.road.at(MARGIN + way, self.ego_d)
         return place, float(heading) + self.turn
+
+
+def without_stubs(lines: BaseGeometry) -> MultiLineString:
+    """The parts of a divider that are long enough."""
+    parts = getattr(lines, "geoms", [lines])
+    return MultiLineString([part for part in parts if part.length >= STUB])
 
 
 def in_ego(geometry: BaseGeometry, place: np.ndarray, heading: float) -> BaseGeometry:
