@@ -4,7 +4,8 @@ Writes ONNX and compares it with PyTorch in ONNX Runtime; a file that computes s
 kept. DCNv3 becomes the node `mmdeploy::TRTDCNv3`, which carries a definition of standard operators:
 ONNX Runtime runs the file as it is, TensorRT with the plugin of tensorrt/. ``--inline`` writes the
 standard operators in place of the node. ``--dynamic shape`` leaves batch, height and width open.
-``--trt`` builds a TensorRT engine from the file.
+``--trt`` builds a TensorRT engine from the file. ``--pt2`` writes a torch.export program and
+``--aoti`` compiles it for the processor of this machine.
 
 ``--model_name NAME --ckpt_dir DIR`` reads configs/NAME.yaml and DIR/NAME.pth. Other ways to say
 which model: ``--cfg FILE --resume CKPT``, ``--resume CKPT`` alone for checkpoints that carry their
@@ -16,7 +17,8 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -24,6 +26,7 @@ for folder in (str(HERE.parent), str(HERE)):
     if folder not in sys.path:
         sys.path.insert(0, folder)
 
+import numpy as np
 import torch
 
 import export_inputs
@@ -34,7 +37,7 @@ from config_values import nearest
 from export_inputs import DYNAMIC, INPUT_NAMES, Size
 from get_flops import image_size
 from model_source import Source
-from models import onnx_check, onnx_export, tensorrt_engine
+from models import onnx_check, onnx_export, tensorrt_engine, torch_export
 from models.onnx_export import ExportError
 from models.tensorrt_engine import EngineError
 from models.tensorrt_plugin import PluginError
@@ -47,10 +50,12 @@ DEFAULT_FOLDER = "pretrained/"
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line of export.py."""
-    parser = ArgumentParser("export.py", description="Export to ONNX", allow_abbrev=False)
+    parser = ArgumentParser("export.py", description="Export to other runtimes", allow_abbrev=False)
     add = parser.add_argument
     add("--onnx", action="store_true", help="write an ONNX file")
     add("--trt", action="store_true", help="write it and build a TensorRT engine (needs a GPU)")
+    add("--pt2", action="store_true", help="write a torch.export program, .pt2")
+    add("--aoti", action="store_true", help="compile that for this CPU (AOTInductor), .aoti.pt2")
     add(
         "--model_name",
         metavar="NAME",
@@ -58,7 +63,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add("--ckpt_dir", metavar="DIR", help=f"folder of NAME.pth (default: {DEFAULT_FOLDER})")
     model_source.add_arguments(parser)
-    add("--output", metavar="FILE", help="file to write (default: <name of the model>.onnx)")
+    add("--output", metavar="FILE", help="file to write (default: <name of the model>.onnx, ...)")
     add("--shape", nargs="+", type=int, metavar="N", help="H or H W (default: the config's size)")
     add("--batch-size", type=int, default=1, metavar="N", help="images per call (default: 1)")
     add(
@@ -95,8 +100,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.set_defaults(device="cpu")
     args = parser.parse_args(argv)
-    if not (args.onnx or args.trt):
-        parser.error("nothing to do: give --onnx or --trt")
+    if not (args.onnx or args.trt or args.pt2 or args.aoti):
+        parser.error("nothing to do: give --onnx, --trt, --pt2 or --aoti")
+    for flag in ("inline", "simplify"):
+        if getattr(args, flag) and not (args.onnx or args.trt):
+            parser.error(f"--{flag} is for --onnx and --trt")
     if args.batch_size < 1:
         parser.error(f"--batch-size must be at least 1, got {args.batch_size}")
     if args.tolerance is not None and not args.tolerance > 0:
@@ -181,16 +189,13 @@ class Export:
             verify=None if args.check is False else self.verify,
         )
         kind = "standard operators" if inline else "TRTDCNv3 nodes with their definition"
-        megabytes = self.path.stat().st_size / 1e6
-        open_axes = {
-            "none": "fixed shape",
-            "batch": "batch open",
-            "shape": "batch, height and width open",
-        }[args.dynamic]
-        print(
-            f"written: {self.path} ({megabytes:.1f} MB, opset {args.opset}, {exporter}, {kind}, "
-            f"{open_axes})"
-        )
+        ranges = {"none": [], "batch": ["batch"], "shape": ["batch", "height", "width"]}
+        self.report(self.path, f"opset {args.opset}, {exporter}, {kind}", ranges[args.dynamic])
+
+    def report(self, path: Path, kind: str, open_axes: list[str]) -> None:
+        """Says what was written, and which sizes are open."""
+        shape = f"open: {', '.join(open_axes)}" if open_axes else "fixed shape"
+        print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB, {kind}, {shape})")
 
     def verify(self, path: Path) -> None:
         """onnx.checker, and the comparison in ONNX Runtime.
@@ -203,21 +208,51 @@ class Export:
         if self.args.check is None and not onnx_check.is_installed("onnxruntime"):
             logger.warning("not compared with PyTorch: pip install -r requirements/tools.txt")
             return
-        runtime = onnx_check.OnnxModel(path)
+        self.compare("ONNX Runtime", self.path, onnx_check.OnnxModel(path))
+
+    def compare(self, name: str, path: Path, runtime: Callable[..., np.ndarray]) -> None:
+        """What a runtime computes against PyTorch, at every size of `check_sizes`.
+
+        Raises:
+            ExportError: a difference is too large.
+        """
         tolerance = self.tolerance(onnx_check.TOLERANCE)
         different = []
         for size in export_inputs.check_sizes(self.model, self.size, self.args.dynamic):
             result = onnx_check.compare(self.model, runtime, self.inputs(size), tolerance)
-            print(f"ONNX Runtime, {result}")
+            print(f"{name}, {result}")
             if not result.agrees:
                 different.append(result)
         if different:
             worst = max(different, key=lambda result: result.error / result.bound)
             raise ExportError(
-                f"{self.path} was not written: it does not compute what the model computes "
+                f"{path} was not written: it does not compute what the model computes "
                 f"(difference {worst.error:.1e} at {'x'.join(map(str, worst.shape))}). --no-check "
                 "writes it anyway, --tolerance accepts more"
             )
+
+    def write_torch(self) -> None:
+        """Writes the torch.export program, the compiled one, or both."""
+        args, model = self.args, self.model
+        traced = self.inputs(export_inputs.traced_size(model, self.size, args.dynamic))
+        logger.info("capturing %s", self.source.label)
+        axes = export_inputs.open_axes(model, traced, args.dynamic)
+        program = torch_export.export_program(
+            onnx_export.half_precision(model) if args.fp16 else model, traced, axes
+        )
+        smallest = torch_export.smallest_sizes(program, axes)
+        ranges = [f"{name} from {size}" for name, size in smallest.items()]
+        if args.pt2:
+            path = self.path.with_suffix(".pt2")
+            verify = None if args.check is False else partial(self.compare, "torch.export", path)
+            torch_export.write_program(program, path, verify)
+            self.report(path, "torch.export program", ranges)
+        if args.aoti:
+            path = self.path.with_suffix(".aoti.pt2")
+            verify = None if args.check is False else partial(self.compare, "AOTInductor", path)
+            logger.info("compiling, minutes")
+            torch_export.write_package(program, path, verify)
+            self.report(path, "AOTInductor package for this machine's processor", ranges)
 
     def build_engine(self, builder: str) -> int:
         """TensorRT's engine, compared and timed; returns the exit code."""
@@ -250,7 +285,10 @@ def run(args: argparse.Namespace) -> int:
     """Run the program; returns the exit code."""
     builder = tensorrt_engine.choose_builder() if args.trt else None
     task = Export(args)
-    task.write_onnx(inline=args.inline or builder == "mmdeploy")
+    if args.onnx or args.trt:
+        task.write_onnx(inline=args.inline or builder == "mmdeploy")
+    if args.pt2 or args.aoti:
+        task.write_torch()
     return task.build_engine(builder) if builder else 0
 
 

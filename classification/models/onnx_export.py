@@ -144,7 +144,7 @@ def export_onnx(
         graph, used = _capture(
             model, inputs, input_names, output_names, axes, opset, exporter, Path(folder)
         )
-        with _quiet():
+        with quiet():
             _finish(graph, inline, simplify)
         staged = Path(folder) / path.name
         save(graph, staged, one_file=_bytes_of_weights(model) <= SINGLE_FILE_LIMIT)
@@ -203,12 +203,12 @@ def _capture(
         raise ExportError(f"the dynamo exporter needs torch 2.6, this is {torch.__version__}")
     for name in order:
         try:
-            with _quiet():
+            with quiet():
                 if name == "dynamo":
                     return _by_dynamo(model, inputs, axes, opset, names), name
                 return _by_torchscript(model, inputs, axes, opset, names, folder), name
         except Exception as error:  # the exporters' errors have no common type
-            reason = _first_reason(error)
+            reason = first_reason(error)
             if name == order[-1]:
                 raise ExportError(
                     f"torch.onnx cannot export this model (exporter {name}: {reason})"
@@ -217,11 +217,28 @@ def _capture(
     raise AssertionError("no exporter")
 
 
-def _first_reason(error: BaseException) -> str:
+def first_reason(error: BaseException) -> str:
+    """The first line of the error that all others follow from."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"
+
+
+def dynamic_shapes(model: nn.Module, axes: Sequence[dict[int, Axis]] | None) -> Any:
+    """The open axes in torch.export's form."""
+    if axes is None:
+        return None
+    dims: dict[Axis, Any] = {}
+    for axis in {axis for open_axes in axes for axis in open_axes.values()}:
+        name, multiple = axis
+        dim = torch.export.Dim(name if multiple == 1 else f"{name}_steps", min=1)
+        dims[axis] = dim if multiple == 1 else multiple * dim
+    shapes = tuple({key: dims[axis] for key, axis in entry.items()} for entry in axes)
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        shapes = (shapes,)  # forward(*inputs): one argument that holds all tensors
+    return shapes
 
 
 def _by_dynamo(
@@ -231,21 +248,12 @@ def _by_dynamo(
     opset: int,
     names: dict[str, list[str]],
 ) -> Any:
-    dims: dict[Axis, Any] = {}
-    for axis in {axis for open_axes in axes or () for axis in open_axes.values()}:
-        name, multiple = axis
-        dim = torch.export.Dim(name if multiple == 1 else f"{name}_steps", min=1)
-        dims[axis] = dim if multiple == 1 else multiple * dim
-    shapes = axes and tuple({key: dims[axis] for key, axis in entry.items()} for entry in axes)
-    parameters = inspect.signature(model.forward).parameters.values()
-    if shapes and any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
-        shapes = (shapes,)  # forward(*inputs): one argument that holds all tensors
     program = torch.onnx.export(
         model,
         tuple(inputs),
         dynamo=True,
         opset_version=opset,
-        dynamic_shapes=shapes,
+        dynamic_shapes=dynamic_shapes(model, axes),
         custom_translation_table=onnx_dcnv3.translation_table(),
         verbose=False,
         **names,
@@ -286,7 +294,7 @@ def _bytes_of_weights(model: nn.Module) -> int:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the exporters' own log lines and warnings, which name their internals."""
     noisy = [logging.getLogger(name) for name in NOISY]
     levels = [log.level for log in noisy]
