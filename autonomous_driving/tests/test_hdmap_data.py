@@ -75,7 +75,8 @@ def test_cameras_are_in_the_order_of_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("start", ["", "argoverse2", "somewhere/argoverse2"])
-def test_where_image_paths_start(tmp_path: Path, start: str) -> None:
+@pytest.mark.parametrize("given", ["", "argoverse2"])
+def test_where_image_paths_start(tmp_path: Path, start: str, given: str) -> None:
     root = tmp_path / "somewhere"
     root.mkdir()
     content = made.load(made.write(root))
@@ -83,7 +84,7 @@ def test_where_image_paths_start(tmp_path: Path, start: str) -> None:
         for sensor in frame["sensor"].values():
             sensor["image_path"] = f"{start}/{sensor['image_path']}".lstrip("/")
     path = made.save(tmp_path, content)
-    dataset = AV2Dataset(str(path), [], data_root=str(root), test_mode=True)
+    dataset = AV2Dataset(str(path), [], data_root=str(root / given), test_mode=True)
     for index in range(len(dataset)):
         assert all(Path(f).is_file() for f in dataset.get_data_info(index)["img_filename"])
 

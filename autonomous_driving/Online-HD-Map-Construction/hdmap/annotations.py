@@ -151,12 +151,12 @@ def image_root(data_root: str | Path, frame: dict[str, Any]) -> Path:
         frame: any frame of the file; its first image tells.
 
     Returns:
-        `data_root`, its folder argoverse2 or the folder that it is in; without the image,
+        `data_root`, its folder argoverse2 or one of the two folders above it; without the image,
         `data_root`.
     """
     root = Path(data_root)
     image = next(iter(frame["sensor"].values()))["image_path"]
-    places = (root, root / "argoverse2", root.absolute().parent)
+    places = (root, root / "argoverse2", *root.absolute().parents[:2])
     return next((place for place in places if (place / image).is_file()), root)
 
 
