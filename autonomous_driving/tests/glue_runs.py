@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ad_common.apis.test as testing_program
 import ad_common.apis.train as training_program
+import torch
 from ad_common.apis.projects import load_project
 from internimage.safe_load import load_file
+from mmcv_custom.distributed import free_port
 
 TESTS = Path(__file__).resolve().parent
 DRIVING = TESTS.parent
@@ -84,6 +87,31 @@ def shell(*command: Any, env: dict[str, str] | None = None, cwd: Path | None = N
         text=True,
         check=False,
     )
+
+
+def forked(count: int, function: Callable[..., int], *argv: Any) -> list[int]:
+    """Exit codes of `function(*argv)` in processes of a launcher, forked from this one.
+
+    They need no imports of their own, which take longer than what is tested.
+    """
+    port = str(free_port())
+
+    def start(rank: int) -> None:
+        torch.set_num_threads(1)
+        os.environ.update(
+            RANK=str(rank), WORLD_SIZE=str(count), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+        )  # fmt: skip
+        sys.exit(function(*argv))
+
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=start, args=(rank,)) for rank in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        process.kill()
+    return [process.exitcode for process in processes]
 
 
 def weights(path: Path) -> dict[str, Any]:

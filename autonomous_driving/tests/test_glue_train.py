@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import glue_runs as runs
 import glue_toy
+import mmcv_custom.runner as runner
 import pytest
 import torch
 from internimage.cli import USER_ERRORS
@@ -48,34 +51,25 @@ def test_loss_falls_and_metrics_are_logged(trained: SimpleNamespace) -> None:
     assert best["best_score"] == pytest.approx(max(values), abs=1e-4)
 
 
-KILLED = """
-import os, signal, sys
-sys.path[:0] = [{driving!r}, {project!r}, {tests!r}]
-import ad_common.apis.train as program
-import mmcv_custom.runner as runner
-def die(temporary, path):
-    if path.name == "epoch_2.pth":  # the file is not yet written to its end
-        os.truncate(temporary, os.path.getsize(temporary) // 2)
-        os.kill(os.getpid(), signal.SIGKILL)
-    real(temporary, path)
-real, runner.move_into_place = runner.move_into_place, die
-sys.exit(program.main("occ"))
-"""
+def train_and_die(*argv: object) -> int:
+    """Trains; the process is killed when the second checkpoint is not yet written to its end."""
+
+    def die(temporary: Path, path: Path) -> None:
+        if path.name == "epoch_2.pth":
+            os.truncate(temporary, os.path.getsize(temporary) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(temporary, path)
+
+    real, runner.move_into_place = runner.move_into_place, die
+    return runs.train(*argv)
 
 
 def test_resuming_after_a_kill_in_mid_write_equals_an_uninterrupted_run(
     trained: SimpleNamespace, tmp_path: Path
 ) -> None:
-    code = KILLED.format(
-        driving=str(runs.DRIVING),
-        project=str(runs.DRIVING / runs.FOLDERS["occ"]),
-        tests=str(runs.TESTS),
-    )
     work_dir = tmp_path / "work"
-    killed = runs.shell(
-        sys.executable, "-c", code, trained.config, "--work-dir", work_dir, "--seed", 3
-    )
-    assert killed.returncode == -9, killed.stderr[-2000:]
+    argv = [trained.config, "--work-dir", work_dir, "--seed", 3]
+    assert runs.forked(1, train_and_die, *argv) == [-signal.SIGKILL]
     assert list(work_dir.glob(".tmp-epoch_2.pth"))
     # without --seed: that of the run that is resumed
     assert runs.train(trained.config, "--work-dir", work_dir, "--auto-resume") == 0

@@ -23,6 +23,7 @@ from mmdet.datasets.pipelines import PhotoMetricDistortion
 
 logger = logging.getLogger(__name__)
 
+FRONT_BOXES = "gt_te"  # (k, 4) x1, y1, x2, y2 in pixels of the first camera
 MATRICES = ("lidar2img", "cam_intrinsic")  # lists of matrices, 4x4 or 3x3, that end in pixels
 
 
@@ -61,6 +62,10 @@ def resize_images(results: dict[str, Any], sizes: Sequence[tuple[int, int]]) -> 
         old * np.array([x, y, x, y], dtype=np.float32) for old, (x, y) in zip(before, scales)
     ]
     scale_matrices(results, scales)
+    if FRONT_BOXES in results:
+        x, y = scales[0]
+        boxes = np.asarray(results[FRONT_BOXES], dtype=np.float32)
+        results[FRONT_BOXES] = boxes * np.array([x, y, x, y], dtype=np.float32)
 
 
 @PIPELINES.register_module()
@@ -209,7 +214,7 @@ class PadMultiViewImage:
             )
         self.size = None if size is None else (int(size[0]), int(size[1]))
         self.size_divisor = size_divisor
-        self.pad_val = pad_val
+        self.pad_val = (pad_val,) * 3  # OpenCV gives a single number to the first channel only
         self.change_intrinsics = change_intrinsics
         if change_intrinsics:
             logger.warning(
