@@ -16,21 +16,32 @@ from .rig import Camera
 REACH = 80.0  # metres from the ego car to the texture's borders
 CELL = 0.125  # metres per texel
 TEXELS = round(2 * REACH / CELL)
-SAMPLES = 3  # per pixel and axis
+SAMPLES = 3  # per pixel and axis, in images up to LARGE pixels wide; one in larger ones
+LARGE = 600
 SKY = np.array([165, 200, 235], np.float32)
 HAZE = 150.0  # metres in which the ground's colour fades by a factor of e
 SHIFT = 4  # bits of subpixel precision for OpenCV
 
 
-class Texture:
-    """A square of ground around the ego car, RGB, on which lines and areas are painted."""
+def grain(colour: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """Unpainted ground, (TEXELS, TEXELS, 3) uint8: a colour with soft random spots."""
+    spots = rng.normal(0, 1, (TEXELS // 16, TEXELS // 16)).astype(np.float32)
+    spots = cv2.resize(spots, (TEXELS, TEXELS), interpolation=cv2.INTER_LINEAR)
+    base = np.asarray(colour, np.float32) * (1 + 0.06 * spots[..., None])
+    return np.clip(base, 0, 255).astype(np.uint8)
 
-    def __init__(self, colour: Sequence[int], rng: np.random.Generator) -> None:
-        grain = rng.normal(0, 1, (TEXELS // 16, TEXELS // 16, 1)).astype(np.float32)
-        grain = cv2.resize(grain, (TEXELS, TEXELS), interpolation=cv2.INTER_LINEAR)
-        base = np.asarray(colour, np.float32) * (1 + 0.06 * grain[..., None])
+
+class Texture:
+    """A square of ground around the ego car, RGB, on which lines and areas are painted.
+
+    Args:
+        ground: what `grain` gives; it is copied.
+        colour: of the ground beyond the square.
+    """
+
+    def __init__(self, ground: np.ndarray, colour: Sequence[int]) -> None:
+        self.pixels = ground.copy()
         self.colour = tuple(colour)
-        self.pixels = np.clip(base, 0, 255).astype(np.uint8)
 
     def area(self, rings: Sequence[np.ndarray], colour: Sequence[int]) -> None:
         """Fill the inside of rings (n, 2), metres in the level frame; even-odd rule."""
@@ -59,7 +70,9 @@ class Viewer:
         self.cameras = cameras
         self.maps: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         for camera in cameras:
-            rays, origin = camera.rays(SAMPLES) @ tilt.T, tilt @ camera.cam2ego[:3, 3]
+            samples = SAMPLES if camera.width <= LARGE else 1
+            rays = camera.rays(samples, samples) @ tilt.T
+            origin = tilt @ camera.cam2ego[:3, 3]
             falls = rays[..., 2] < -1e-6 * origin[2]  # (H, W); else it sees the sky
             depth = origin[2] / np.where(falls, -rays[..., 2], 1e-6 * origin[2])
             xy = origin[:2] + depth[..., None] * rays[..., :2]
@@ -67,6 +80,7 @@ class Viewer:
             xy = np.clip(xy, -2 * REACH, 2 * REACH)  # OpenCV's remap takes 16-bit coordinates
             texel = ((xy + REACH) / CELL - 0.5).astype(np.float32)
             ground = np.where(falls, np.exp(-away / HAZE), 0).astype(np.float32)
+            ground = cv2.resize(ground, (camera.width, camera.height), interpolation=cv2.INTER_AREA)
             self.maps.append((texel[..., 0], texel[..., 1], ground[..., None]))
 
     def look(self, texture: Texture) -> dict[str, np.ndarray]:
@@ -81,9 +95,9 @@ class Viewer:
                 borderMode=cv2.BORDER_CONSTANT,
                 borderValue=texture.colour,
             )
-            fine = seen * ground + SKY * (1 - ground)
             size = (camera.width, camera.height)
-            image = cv2.resize(fine, size, interpolation=cv2.INTER_AREA)
+            seen = cv2.resize(seen, size, interpolation=cv2.INTER_AREA)
+            image = seen * ground + SKY * (1 - ground)
             images[camera.name] = np.round(image).astype(np.uint8)
         return images
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from . import rig
 from .folder import write_jpeg, write_json, write_whole
-from .ground import Texture, Viewer, seen_by
+from .ground import Texture, Viewer, grain, seen_by
 from .segments import (
     PERIOD,
     SPLITS,
@@ -43,9 +43,9 @@ COLOURS = {  # RGB
 WIDTHS = {"divider": 0.4, "boundary": 0.5, "outline": 0.5}  # metres
 
 
-def painted(rng: np.random.Generator, town: Town, place: np.ndarray, heading: float) -> Texture:
+def painted(ground: np.ndarray, town: Town, place: np.ndarray, heading: float) -> Texture:
     """The ground around the car."""
-    texture = Texture(COLOURS["grass"], rng)
+    texture = Texture(ground, COLOURS["grass"])
     borders = rings(in_ego(town.ground, place, heading))
     texture.area(borders, COLOURS["road"])
     for crossing in town.crossings:
@@ -135,12 +135,13 @@ def write_segment(
     rng = segment.rng
     speed = rng.uniform(5, 9)
     town = Town(rng, speed * PERIOD * (frames - 1), rng.random() < intersections)
+    ground = grain(COLOURS["grass"], rng)
     found = []
     for number in range(frames):
         place, heading = town.ego(speed * PERIOD * number)
         timestamp = segment.timestamp(number)
         sensor = {}
-        images = viewer.look(painted(rng, town, place, heading))
+        images = viewer.look(painted(ground, town, place, heading))
         for camera in viewer.cameras:
             path = f"{segment.name}/image/{camera.name}/{timestamp}.jpg"
             write_jpeg(folder / path, images[camera.name])

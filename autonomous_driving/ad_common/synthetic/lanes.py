@@ -20,6 +20,7 @@ SHORTEST = 4.0  # metres of a lane inside `ROI`
 POINTS = 201  # of an annotated centre line
 JUNCTION = 12.0  # metres from the middle of a junction to its lanes' ends
 SIDE = 60.0  # length of a side road
+LENGTHS = (30.0, 50.0)  # shortest and longest lane between junctions
 LIGHTS = (0, 1, 2, 3)  # attributes: unknown, red, green, yellow
 SIGNS = tuple(range(4, 13))
 
@@ -101,11 +102,11 @@ class Network:
         """Where lanes begin and end along the road, and the middle of the junction."""
         end = self.road.s[-1]
         if not intersection:
-            joints = np.cumsum(rng.uniform(35, 60, int(end // 35) + 1))
+            joints = np.cumsum(rng.uniform(*LENGTHS, int(end // LENGTHS[0]) + 1))
             return [0.0, *joints[joints < end - 5].tolist(), end], None
         junction = MARGIN + rng.uniform(5, 30 + way)
-        after = junction + JUNCTION + np.cumsum(rng.uniform(35, 60, 9))
-        before = junction - JUNCTION - np.cumsum(rng.uniform(35, 60, 9))
+        after = junction + JUNCTION + np.cumsum(rng.uniform(*LENGTHS, 9))
+        before = junction - JUNCTION - np.cumsum(rng.uniform(*LENGTHS, 9))
         joints = [*before[before > 5][::-1], junction - JUNCTION, junction + JUNCTION]
         return [0.0, *map(float, joints), *after[after < end - 5].tolist(), end], junction
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from . import rig, signals
 from .folder import write_jpeg, write_json, write_whole
-from .ground import Texture, Viewer
+from .ground import Texture, Viewer, grain
 from .lanes import Network, clip, successions
 from .segments import PERIOD, SPLITS, Segment, check, ego_pose, lifted, random_tilt, segments
 from .town import LANE
@@ -36,7 +36,7 @@ COLOURS = {  # RGB; connectors are lighter
 }
 ROAD, GRASS, JOINT = (92, 92, 98), (120, 125, 95), (250, 250, 250)
 STRIP = 2.0  # metres, width of a lane's strip
-BAR = (3.0, 0.9)  # metres across and along a lane, of a joint's mark
+BAR = (3.0, 0.9)  # metres across and along the lane, of the mark at its ends
 ARROWS = 7.0  # metres from one arrowhead to the next
 
 
@@ -48,11 +48,9 @@ def colour_of(kind: str) -> tuple[int, ...]:
     return tuple(map(int, base))
 
 
-def painted(
-    rng: np.random.Generator, network: Network, place: np.ndarray, heading: float
-) -> Texture:
+def painted(ground: np.ndarray, network: Network, place: np.ndarray, heading: float) -> Texture:
     """The ground around the car."""
-    texture = Texture(GRASS, rng)
+    texture = Texture(ground, GRASS)
     grid = np.arange(0, network.road.s[-1], 2.0)
     low, high = network.edges
     border = np.vstack([network.road.at(grid, low)[0], network.road.at(grid, high)[0][::-1]])
@@ -65,11 +63,9 @@ def painted(
         texture.line(points, colour_of(lane.kind), STRIP)
         paint_arrows(texture, points, tuple(int(0.6 * c) for c in colour_of(lane.kind)))
     for _, points in order:
-        for end, step in (
-            (points[0], points[1] - points[0]),
-            (points[-1], points[-1] - points[-2]),
-        ):
-            left = np.array([-step[1], step[0]]) / np.linalg.norm(step)
+        for end, inner in ((points[0], points[1]), (points[-1], points[-2])):
+            step = (end - inner) / np.linalg.norm(end - inner)
+            left = (BAR[0] - BAR[1]) / 2 * np.array([-step[1], step[0]])  # OpenCV's ends are round
             texture.line(np.array([end - left, end + left]), JOINT, BAR[1])
     return texture
 
@@ -206,13 +202,14 @@ def write_segment(
     rng = segment.rng
     speed = rng.uniform(5, 9)
     network = Network(rng, speed * PERIOD * (frames - 1), rng.random() < intersections)
+    ground = grain(GRASS, rng)
     folder = f"{segment.split}/{segment.name}"
     names = []
     for number in range(frames):
         place, heading = network.ego(speed * PERIOD * number)
         timestamp = segment.timestamp(number)
         annotation, shown = annotate(network, place, heading, tilt, viewer.cameras[0])
-        images = viewer.look(painted(rng, network, place, heading))
+        images = viewer.look(painted(ground, network, place, heading))
         sensor = {}
         for camera in viewer.cameras:
             signals.paint(images[camera.name], camera, shown)

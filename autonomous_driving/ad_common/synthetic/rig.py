@@ -60,12 +60,21 @@ class Camera:
         matrix[:3, :3] = self.intrinsic
         return matrix @ np.linalg.inv(self.cam2ego)
 
-    def rays(self, supersampling: int = 1) -> np.ndarray:
-        """Directions in the ego frame through the pixels' centres, (H * n, W * n, 3), depth 1."""
-        v, u = np.mgrid[: self.height * supersampling, : self.width * supersampling]
-        pixels = np.stack([u, v, np.ones_like(u)], axis=-1).astype(np.float64)
-        pixels[..., :2] = (pixels[..., :2] + 0.5) / supersampling - 0.5
-        return pixels @ np.linalg.inv(self.intrinsic).T @ self.cam2ego[:3, :3].T
+    def rays(self, rows: int = 1, columns: int = 1) -> np.ndarray:
+        """Directions in the ego frame through evenly spaced places of the pixels.
+
+        Args:
+            rows: places per pixel from top to bottom; one is the pixel's centre.
+            columns: places per pixel from left to right.
+
+        Returns:
+            (height * rows, width * columns, 3) float64, one long along the camera's axis.
+        """
+        v = (np.arange(self.height * rows) + 0.5) / rows - 0.5
+        u = (np.arange(self.width * columns) + 0.5) / columns - 0.5
+        pixels = np.stack([*np.meshgrid(u, v), np.ones((len(v), len(u)))], axis=-1)
+        to_ego = np.linalg.inv(self.intrinsic).T @ self.cam2ego[:3, :3].T
+        return pixels @ to_ego
 
 
 def pose(position: tuple[float, float, float], yaw: float) -> np.ndarray:
@@ -93,8 +102,6 @@ def build(rig: dict[str, tuple], scale: float) -> list[Camera]:
     for name, (full_width, full_height, focal, centre, position, yaw) in rig.items():
         width, height = round(full_width * scale), round(full_height * scale)
         sx, sy = width / full_width, height / full_height
-        # pixel (u, v) of the full image becomes ((u + .5) * s - .5); plain scaling, as resizing
-        # transforms do it, is what users' code applies to the matrix, so it is used here too
         intrinsic = np.array(
             [[focal * sx, 0, centre[0] * sx], [0, focal * sy, centre[1] * sy], [0, 0, 1.0]]
         )

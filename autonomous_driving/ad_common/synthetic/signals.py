@@ -21,9 +21,9 @@ COLOURS = (  # RGB, by attribute; of a light's disc or a sign's panel
 )
 ARROWS = {4: 90, 5: 180, 6: 0, 7: 180, 8: 0, 9: 270, 10: 270, 11: 135, 12: 45}  # degrees
 LIGHTS = 4  # attributes below are those of lights
-PANEL = (2.0, 2.6)  # width and height in metres
-HEIGHT = 4.6  # of a panel's middle above the ground
-NEAREST, FARTHEST = 8.0, 46.0  # metres ahead
+PANEL = (1.8, 2.4)  # width and height in metres
+HEIGHT = 4.5  # of a panel's middle above the ground
+NEAREST, FARTHEST = 8.0, 50.0  # metres ahead
 SMALLEST = 4  # pixels of a box's width and height
 SHIFT = 4
 
