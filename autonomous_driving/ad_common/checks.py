@@ -19,7 +19,7 @@ from .apis.projects import Project
 from .datasets.errors import DatasetError, listed, nearest
 from .datasets.samplers import SAMPLERS
 
-PATHS = ("data_root", "ann_file", "occ_path", "root_path", "canbus", "meta_root", "collection")
+PATHS = ("data_root", "ann_file", "meta_root")
 
 
 def check_config(cfg: Config, project: Project) -> None:
@@ -90,11 +90,10 @@ def check_paths(data: Mapping[str, Any], split: str, project: Project) -> None:
             continue
         if isinstance(root, str) and Path(root, path).exists():
             continue
-        place = root if key != "data_root" and isinstance(root, str) else path
         raise DatasetError(
             f"data.{split}.{key}: {path} does not exist (working directory {Path.cwd()}). Download "
-            f"{project.data} and prepare it as the README says, or make a synthetic data set: "
-            f"python ../tools/make_synthetic.py {project.synthetic} {place}"
+            f"{project.data} and prepare it as the README says, or make a synthetic data set for "
+            f"configs/toy: python ../tools/make_synthetic.py {project.synthetic} data/toy"
         )
 
 

@@ -132,7 +132,10 @@ def test_layer_decay_finds_the_trunk_of_several_cameras() -> None:
         (["--cfg-options", "data.train.type=NuSceneOc"], "Did you mean 'NuSceneOcc'"),
         (["--cfg-options", "model.pts_bbox_head.num_cams=6"], "frames with 2 cameras, the model"),
         (["--cfg-options", "model.pts_bbox_head.num_classes=17"], "the data set has 18 classes"),
-        (["--cfg-options", "data.train.data_root=/nowhere"], "make_synthetic.py occupancy /nowher"),
+        (
+            ["--cfg-options", "data.train.data_root=/nowhere"],
+            "make_synthetic.py occupancy data/toy",
+        ),
         (["--cfg-options", "data.val.ann_file=/nowhere.pkl"], "data.val.ann_file: /nowhere.pkl"),
         (
             ["--cfg-options", "data.shuffler_sampler.type=DistributedGroupSample"],
