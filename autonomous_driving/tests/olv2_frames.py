@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+from olv2.devkit.collection import CAMERAS
 
 KEY = ("val", "segment", "1")
 
@@ -119,3 +123,81 @@ def random_frame(
         element_edges,
     )
     return truth, guess
+
+
+def info(timestamp: str, with_annotation: bool = True, lanes: int = 2) -> dict[str, Any]:
+    """What the json file of a frame holds: small images, the front one upright."""
+    sensors = {}
+    for i, camera in enumerate(CAMERAS):
+        width, height = (24, 32) if i == 0 else (32, 24)
+        yaw = 2 * np.pi * i / len(CAMERAS)
+        forward, left = [np.cos(yaw), np.sin(yaw), 0], [-np.sin(yaw), np.cos(yaw), 0]
+        axes = np.array([[-x for x in left], [0, 0, -1], forward]).T  # right, down, forward
+        sensors[camera] = {
+            "image_path": f"train/00001/image/{camera}/{timestamp}.jpg",
+            "extrinsic": {"rotation": axes.tolist(), "translation": [1.0, 0.0, 1.5]},
+            "intrinsic": {
+                "K": [[20, 0, width / 2], [0, 20, height / 2], [0, 0, 1]],
+                "distortion": [0, 0, 0],
+            },
+        }
+    made = {
+        "version": "OpenLane-V2_v1.0",
+        "segment_id": "00001",
+        "meta_data": {"source": "made", "source_id": "0"},
+        "timestamp": int(timestamp),
+        "sensor": sensors,
+        "pose": {"rotation": np.eye(3).tolist(), "translation": [100.0, 200.0, 3.0]},
+    }
+    if with_annotation:
+        edges = np.eye(lanes, k=1, dtype=int)
+        made["annotation"] = {
+            "lane_centerline": [
+                {
+                    "id": str(i),
+                    "points": lane(4 * i, 10 * i, 10 * i + 10, 201).tolist(),
+                    "is_intersection_or_connector": False,
+                }
+                for i in range(lanes)
+            ],
+            "traffic_element": [
+                {"id": "9", "category": 1, "attribute": 3, "points": [[4.0, 2.0], [12.0, 10.0]]}
+            ],
+            "topology_lclc": edges.tolist(),
+            "topology_lcte": np.ones((lanes, 1), dtype=int).tolist(),
+        }
+    return made
+
+
+def write_tree(root: Path, frames: dict[str, dict[str, Any]], split: str = "train") -> Path:
+    """Json files and images of {timestamp: info} in the layout of OpenLane-V2; returns `root`."""
+    for timestamp, frame in frames.items():
+        path = root / split / "00001" / "info" / f"{timestamp}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(frame))
+        for i, sensor in enumerate(frame["sensor"].values()):
+            image = root / sensor["image_path"]
+            image.parent.mkdir(parents=True, exist_ok=True)
+            size = (32, 24, 3) if i == 0 else (24, 32, 3)
+            cv2.imwrite(str(image), np.full(size, 10 * i, dtype=np.uint8))
+    names = {split: {"00001": [f"{timestamp}.json" for timestamp in frames]}}
+    (root / "data_dict_toy.json").write_text(json.dumps(names))
+    return root
+
+
+def result(lanes: int = 3, elements: int = 2) -> dict[str, Any]:
+    """What the model returns for a frame."""
+    control = np.stack([lane(4 * i, points=5) for i in range(lanes)]) if lanes else []
+    return {
+        "lc": {
+            "control_points": np.asarray(control, dtype=np.float32).reshape(lanes, 5, 3),
+            "scores": np.linspace(0.9, 0.1, lanes, dtype=np.float32),
+        },
+        "te": {
+            "bboxes": np.tile(np.float32([4, 2, 12, 10]), (elements, 1)),
+            "labels": np.full(elements, 3),
+            "scores": np.linspace(0.8, 0.2, elements, dtype=np.float32),
+        },
+        "lclc": np.eye(lanes, k=1, dtype=np.float32) * 0.9,
+        "lcte": np.full((lanes, elements), 0.9, dtype=np.float32),
+    }

@@ -5,9 +5,11 @@ import ad_common  # noqa: F401 - first: shared parts, and what mmcv needs on tod
 from . import (  # noqa: F401
     assign,
     bev_constructor,
+    dataset,
     detector,
     lane_head,
     te_head,
     topology_head,
     transformer,
+    transforms,
 )

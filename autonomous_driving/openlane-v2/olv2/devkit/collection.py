@@ -13,8 +13,6 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 FrameKey = tuple[str, str, str]  # split, segment, timestamp
 
 CAMERAS = (
@@ -45,6 +43,7 @@ ATTRIBUTES = (
 PREPROCESS = "python tools/preprocess.py DATA_ROOT"
 _NUMPY_MODULES = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
 _NUMPY_NAMES = ("_reconstruct", "ndarray", "dtype", "scalar")
+_BYTES = ("_codecs", "encode")  # how pickle protocol 2 writes the bytes of an array
 
 
 def frame_text(key: FrameKey) -> str:
@@ -82,13 +81,9 @@ class _NumpyUnpickler(pickle.Unpickler):
     """Reads plain values and numpy arrays; a file cannot run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module in _NUMPY_MODULES and name in _NUMPY_NAMES:
-            return getattr(np if name in ("ndarray", "dtype") else _multiarray(), name)
+        if (module in _NUMPY_MODULES and name in _NUMPY_NAMES) or (module, name) == _BYTES:
+            return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it holds {module}.{name}; only numpy arrays are read")
-
-
-def _multiarray() -> Any:
-    return getattr(np, "_core", np.core).multiarray
 
 
 def read_pickle(path: str | Path) -> Any:
