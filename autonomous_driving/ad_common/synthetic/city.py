@@ -101,7 +101,7 @@ class City:
         length = speed * duration + 2 * MARGIN
         self.seed = int(rng.integers(1 << 20))
         self.road = Road(rng, length, curvature=0.018, origin=tuple(rng.uniform(300, 1500, 2)))
-        self.half_width = rng.uniform(6.4, 8.2)
+        self.half_width = rng.uniform(8.0, 9.5)
         self.walk = rng.uniform(2.0, 4.0)  # width of a sidewalk
         self.blocks: list[Block] = []
         self.trees: list[tuple[float, float, float]] = []  # s, d, radius of the crown
@@ -148,7 +148,7 @@ class City:
                 middle = s + long / 2
                 d = side * (self.half_width - 0.3 - wide / 2)
                 things.append(Thing(thing.label, middle, d, 0.0, thing.shade))
-                s += long + rng.choice([1.5, rng.uniform(5, 16)])
+                s += long + rng.uniform(5, 16)
         s = MARGIN + rng.uniform(15, 25)  # ahead of the ego car, as fast as it
         things.append(vehicle(s, -LANE, self.speed))
         s = rng.uniform(0, 20)

@@ -34,13 +34,13 @@ class Lane:
             and "_connector".
         points: (n, 2) world metres in the direction of travel.
         following: indexes of the successors.
-        attribute: of the light or sign above its end; None without one.
+        signals: share of its length and attribute of each light or sign above it.
     """
 
     kind: str
     points: np.ndarray
     following: list[int] = field(default_factory=list)
-    attribute: int | None = None
+    signals: list[tuple[float, int]] = field(default_factory=list)
 
     @property
     def connector(self) -> bool:
@@ -92,9 +92,10 @@ class Network:
                     out_of = starts[junction + sign * JUNCTION, d][0]
                     self._side_road(rng, junction, side, into, out_of)
         for lane in self.lanes:
-            if lane.kind == "forward" and rng.random() < 0.9:
+            if lane.kind == "forward":
                 at_junction = any(self.lanes[k].connector for k in lane.following)
-                lane.attribute = int(rng.choice(LIGHTS if at_junction else SIGNS))
+                end = int(rng.choice(LIGHTS if at_junction else SIGNS))
+                lane.signals = [(0.5, int(rng.choice(SIGNS))), (1.0, end)]
 
     def _joints(
         self, rng: np.random.Generator, way: float, intersection: bool

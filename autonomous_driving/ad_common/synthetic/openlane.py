@@ -6,8 +6,8 @@
 
 `image_path` is relative to OUT/OpenLane-V2. A segment is a drive along a road (`lanes.py`). In the
 images a lane is a strip whose colour tells its direction, with darker arrowheads; a white bar marks
-where one lane ends and the next begins. Lights and signs (`signals.py`) hang above the ends of
-lanes and concern the lane that ends there.
+where one lane ends and the next begins. Lights and signs (`signals.py`) hang above the middle and
+the end of a lane and concern that lane.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from . import rig, signals
 from .folder import write_jpeg, write_json, write_whole
 from .ground import Texture, Viewer, grain
-from .lanes import Network, clip, successions
+from .lanes import ROI, Network, clip, successions
 from .segments import PERIOD, SPLITS, Segment, check, ego_pose, lifted, random_tilt, segments
 from .town import LANE
 from .world import to_ego
@@ -95,11 +95,13 @@ def annotate(
         clip(index, to_ego(lane.points, place, heading)) for index, lane in enumerate(network.lanes)
     ]
     lanes = [entry for entry in clipped if entry is not None]
-    above = [
-        (network.lanes[entry.lane].attribute, number, lifted(entry.points[-1:], tilt)[0])
-        for number, entry in enumerate(lanes)
-        if network.lanes[entry.lane].attribute is not None and entry.whole_end
-    ]
+    above = []
+    for number, entry in enumerate(lanes):
+        points = to_ego(network.lanes[entry.lane].points, place, heading)
+        for share, attribute in network.lanes[entry.lane].signals:
+            point = points[round(share * (len(points) - 1))]
+            if (np.abs(point) <= np.array(ROI) / 2).all():
+                above.append((attribute, number, lifted(point[None], tilt)[0]))
     shown = signals.choose(above, tilt.T @ np.array([0, 0, 1.0]), front)
     assigned = np.zeros((len(lanes), len(shown)), np.int64)
     for column, signal in enumerate(shown):
