@@ -129,7 +129,7 @@ def test_a_pillar_sees_the_pixel_that_it_projects_to():
         # 2 of the 8 samples of a head (2 levels of 4 points) are at each of the 2 heights
         gaps = np.abs(uv / toys.STRIDES[0] - 0.5 - [column, row])
         share = np.prod(np.clip(1 - gaps, 0, None), -1).sum() * 2 / 8
-        assert float(out[0, cell, 3]) == pytest.approx(share / int(seen.cameras[cell]), abs=1e-6)
+        assert out[0, cell, 3].item() == pytest.approx(share / int(seen.cameras[cell]), abs=1e-6)
         assert share > 0.05
         assert out[0, :, :3].abs().max() == 0
         tested += 1

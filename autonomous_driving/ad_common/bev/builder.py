@@ -182,11 +182,13 @@ class BEVBuilder(BaseModule):
             can_bus = can_bus_of(img_metas)
             if self.use_shift:
                 moved = bev_shift(can_bus, grid_length, bev_h, bev_w, self.legacy_shift_axes)
-                shift = torch.as_tensor(moved, dtype=queries.dtype, device=queries.device)
+                exact = torch.promote_types(queries.dtype, torch.float32)
+                shift = torch.as_tensor(moved, dtype=exact, device=queries.device)
             if rotates:
                 prev_bev = rotate_bev(prev_bev, can_bus[:, -1], bev_h, bev_w, self.rotate_center)
             if self.use_can_bus:
-                queries = queries + self.can_bus_mlp(queries.new_tensor(can_bus))[:, None]
+                motion = torch.as_tensor(can_bus).to(self.can_bus_mlp[0].weight)
+                queries = queries + self.can_bus_mlp(motion)[:, None]
         return self.encoder(
             queries,
             tokens,
