@@ -108,9 +108,9 @@ def draw_points(
     check_image(image)
     uv, depth = project(points, matrix)
     colors = np.broadcast_to(np.asarray(color), (len(uv), 3))
-    height, width = image.shape[:2]
     pixels = _to_pixels(uv)
-    inside = (depth > 0.1) & (pixels >= -radius).all(1) & (pixels < [width, height] + radius).all(1)
+    limit = np.array([image.shape[1], image.shape[0]]) + radius
+    inside = (depth > 0.1) & ((pixels >= -radius) & (pixels < limit)).all(1)
     for i in np.flatnonzero(inside)[np.argsort(-depth[inside], kind="stable")]:
         cv2.circle(image, pixels[i].tolist(), radius, colors[i].tolist(), cv2.FILLED)
     return image
