@@ -1,15 +1,11 @@
 # VectorMapNet on InternImage-S. Published result on the Argoverse 2 validation frames of the online
 # HD map challenge: mAP 49.35 (ped_crossing 45.05, divider 56.78, boundary 46.22).
-custom_imports = dict(imports=["hdmap"], allow_failed_imports=False)
-roi_size = (60, 30)  # metres along x (forward) and y
-canvas_size = (200, 100)  # cells along x and y
+_base_ = [
+    "./_base_/argoverse2.py",
+    "./_base_/schedule_130e.py",
+    "./_base_/default_runtime.py",
+]
 embed_dims = 256
-
-# The published model was trained with projections that stretch with the padding (455 to 480 columns)
-# and with tokens cut off instead of rounded. Set this to test that checkpoint.
-legacy = False
-
-img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 model = dict(
     type="VectorMapNet",
     backbone=dict(
@@ -45,21 +41,21 @@ model = dict(
         out_channels=128,
         num_levels=4,
         heights=(-1.1, 0.0, 0.5, 1.1),
-        roi_size=roi_size,
+        roi_size={{_base_.roi_size}},
         grid_size=(200, 100),
         num_cams=7,
     ),
     neck=dict(in_channels=128, mid_channels=64, out_channels=128),
     head=dict(
         type="DGHead",
-        roi_size=roi_size,
+        roi_size={{_base_.roi_size}},
         augmentation=dict(p=0.3, scale=0.01),
         det_net=dict(
             type="MapElementDetector",
             in_channels=128,
             num_classes=3,
             num_query=120,
-            canvas_size=canvas_size,
+            canvas_size={{_base_.canvas_size}},
             max_lines=35,
             transformer=dict(
                 type="DeformableDetrTransformer_",
@@ -112,7 +108,7 @@ model = dict(
             type="PolylineGenerator",
             in_channels=128,
             num_classes=3,
-            canvas_size=canvas_size,
+            canvas_size={{_base_.canvas_size}},
             decoder=dict(
                 num_layers=6,
                 embed_dims=embed_dims,

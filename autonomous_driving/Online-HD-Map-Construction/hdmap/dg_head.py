@@ -88,6 +88,7 @@ class DGHead(BaseModule):
         losses.update({f"gen_{name}": value for name, value in generated.items()})
         return losses
 
+    @torch.no_grad()
     def simple_test(self, bev: torch.Tensor) -> list[dict[str, Any]]:
         """Lines of a batch of maps.
 

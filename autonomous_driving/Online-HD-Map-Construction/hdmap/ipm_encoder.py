@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from ad_common.bev.ipm import plane_points, sample_cameras
 from mmcv.runner import BaseModule
 from mmdet.models.builder import BACKBONES, build_backbone, build_neck
 from torch import nn
 
 from .tokens import CANVAS_SIZE, ROI_SIZE
-
-MIN_DEPTH = 1e-9  # metres in front of a camera
 
 
 class UpsampleBlock(nn.Module):
@@ -54,59 +53,6 @@ class Upsample(nn.Module):
     def forward(self, levels: Sequence[torch.Tensor]) -> torch.Tensor:
         """Levels (N, C, H / 2^i, W / 2^i) to (N, C, H, W)."""
         return sum(scale(level) for scale, level in zip(self.fscale, levels))
-
-
-def plane_grid(
-    roi_size: Sequence[float], grid_size: Sequence[int], heights: Sequence[float]
-) -> torch.Tensor:
-    """Points of horizontal planes, the borders of the region included.
-
-    Args:
-        roi_size: length (x) and width (y) of the region in metres, centred on the ego car.
-        grid_size: points along x and y.
-        heights: z of each plane in metres.
-
-    Returns:
-        (planes, points along y, points along x, 3): x, y, z.
-    """
-    x = torch.linspace(-roi_size[0] / 2, roi_size[0] / 2, grid_size[0])
-    y = torch.linspace(-roi_size[1] / 2, roi_size[1] / 2, grid_size[1])
-    z, y, x = torch.meshgrid(torch.tensor(tuple(heights), dtype=x.dtype), y, x, indexing="ij")
-    return torch.stack([x, y, z], dim=-1)
-
-
-def sample_cameras(
-    features: torch.Tensor, points: torch.Tensor, matrices: torch.Tensor, image_size: Sequence[int]
-) -> torch.Tensor:
-    """Mean of the image features that points project to, over the cameras that see them.
-
-    Args:
-        features: (B, N, C, h, w) of N cameras.
-        points: (P, 3) x, y, z in metres.
-        matrices: (B, N, 4, 4): [u d, v d, d, 1] = M [x, y, z, 1], u and v in pixels of the images.
-        image_size: height and width of the images that the features cover, padding included.
-
-    Returns:
-        (B, C, P); 0 where no camera looks.
-    """
-    height, width = image_size
-    ones = torch.ones_like(points[:, :1])
-    homogeneous = torch.cat([points, ones], dim=1)  # (P, 4)
-    size = points.new_tensor([width, height])
-    total, count = 0.0, 0.0
-    for camera in range(features.shape[1]):
-        projected = homogeneous @ matrices[:, camera].transpose(1, 2)  # (B, P, 4)
-        depth = projected[..., 2:3]
-        pixel = projected[..., :2] / depth.clamp(min=MIN_DEPTH)
-        grid = pixel / size * 2 - 1
-        seen = (depth > MIN_DEPTH) & (grid.abs() < 1).all(dim=-1, keepdim=True)  # (B, P, 1)
-        grid = torch.where(seen, grid, torch.full_like(grid, 2.0)).to(features)  # outside reads 0
-        values = F.grid_sample(features[:, camera], grid[:, :, None], align_corners=False)
-        # A seen point near the border mixes with zeros of the padding, an unseen one is 0.
-        far = (grid.abs() > 1).any(dim=-1)[:, None]
-        total = total + values.squeeze(-1).masked_fill(far, 0.0)  # (B, C, P)
-        count = count + seen.squeeze(-1)
-    return total / count.clamp(min=1)[:, None].to(features)
 
 
 @BACKBONES.register_module()
@@ -146,7 +92,9 @@ class IPMEncoder(BaseModule):
         self.img_backbone = build_backbone(img_backbone)
         self.img_neck = None if img_neck is None else build_neck(img_neck)
         self.upsample = Upsample(num_levels, in_channels, num_groups)
-        self.register_buffer("bev_planes", plane_grid(roi_size, grid_size, heights))
+        (half_x, half_y), (columns, rows) = np.asarray(roi_size) / 2, grid_size
+        planes = plane_points((-half_x, half_x), (-half_y, half_y), heights, (rows, columns))
+        self.register_buffer("bev_planes", planes)  # (planes, rows, columns, 3)
         self.outconvs = nn.Conv2d(len(heights) * (in_channels + 3), out_channels, 3, padding=1)
         # Part of the published weights; nothing reads it.
         self.masked_embeds = nn.Embedding(num_cams, out_channels).requires_grad_(False)
@@ -173,7 +121,7 @@ class IPMEncoder(BaseModule):
 
         Args:
             img: (B, N, 3, H, W) normalised, padded images.
-            img_metas: per frame `lidar2img`: N matrices (4, 4) from the ego frame to pixels of `img`.
+            img_metas: per frame `lidar2img`: N matrices (4, 4), ego frame to pixels of `img`.
 
         Returns:
             (B, C, cells along y, cells along x).
@@ -189,13 +137,12 @@ class IPMEncoder(BaseModule):
                 f"{matrices.shape[1]} matrices in lidar2img. Set num_cams or complete the data."
             )
         features = self.extract_img_feat(img.flatten(0, 1))
-        planes, rows, columns, _ = self.bev_planes.shape
-        points = self.bev_planes.flatten(0, 2)
-        projection = torch.from_numpy(matrices).to(points)
-        sampled = sample_cameras(
-            features.unflatten(0, (batch, cameras)), points, projection, img.shape[-2:]
+        sampled, _ = sample_cameras(  # (B, C, planes, rows, columns)
+            features.unflatten(0, (batch, cameras)),
+            self.bev_planes,
+            torch.from_numpy(matrices),
+            tuple(img.shape[-2:]),
         )
-        # The point's own coordinates go with its features: (B, C + 3, planes, rows, columns).
-        points = points.T.to(sampled).expand(batch, -1, -1)
-        volume = torch.cat([sampled, points], dim=1).unflatten(2, (planes, rows, columns))
+        places = self.bev_planes.permute(3, 0, 1, 2).to(sampled)  # goes with the features
+        volume = torch.cat([sampled, places.expand(batch, -1, -1, -1, -1)], dim=1)
         return self.outconvs(volume.flatten(1, 2))
