@@ -16,6 +16,7 @@ from mmdet.datasets.pipelines import Compose
 from torch.utils.data import Dataset
 
 from .annotations import all_truth, camera_matrices, image_root, load_frames
+from .drawing import save_frame
 from .evaluation import evaluate_lines, table
 from .submission import FILE_NAME, collect, make_meta, read_submission, write_submission
 from .tokens import CLASSES
@@ -177,6 +178,21 @@ class AV2Dataset(Dataset):
             path = path / FILE_NAME
         predicted = collect(results, self.tokens)
         return str(write_submission(predicted, make_meta(self.meta, meta), path))
+
+    def show(
+        self, results: Sequence[Mapping[str, Any]], out_dir: str | Path, threshold: float = 0.3
+    ) -> None:
+        """Draws every frame into `out_dir`/SEGMENT/TIMESTAMP.jpg, truth over prediction.
+
+        Args:
+            results: of the model, one per frame.
+            out_dir: folder, made if it is missing.
+            threshold: least score that is drawn.
+        """
+        predicted = collect(results, self.tokens)
+        for frame in self.frames:
+            path = Path(out_dir) / frame["segment_id"] / f"{frame['token']}.jpg"
+            save_frame(path, frame, self.image_root, predicted[frame["token"]], threshold)
 
 
 def _lines(frame: Mapping[str, Any]) -> list[list[np.ndarray]]:
