@@ -1,13 +1,14 @@
-"""Times InternImage in PyTorch, ONNX Runtime and OpenVINO on the CPU.
+"""Times InternImage in PyTorch, ONNX Runtime, OpenVINO and AOTInductor on the CPU.
 
     python classification/benchmarks/bench_onnx.py [--config t_1k_224] [--batch 1 8] [--threads 1]
-        [--rounds 7] [--exporter torchscript] [--json FILE]
+        [--rounds 7] [--exporter torchscript] [--aoti FILE] [--json FILE]
 
 The candidates of a table take turns within one process, and the ratios of the medians are what
 counts: absolute figures vary with the machine's load. ONNX Runtime reads the file with TRTDCNv3
 nodes, OpenVINO the one with standard operators in their place; both with fixed sizes and with
 batch, height and width open. Everything computes in float32: OpenVINO is told so, as it would take
-bfloat16 where the processor has it. Runtimes that are not installed are left out.
+bfloat16 where the processor has it. Runtimes that are not installed are left out. ``--aoti`` takes
+a package that ``export.py --aoti --dynamic`` wrote, with its own weights.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 import export_inputs
 from models import onnx_dcnv3, onnx_export
 from models.onnx_check import OnnxModel, compare, is_installed
+from models.torch_export import Package
 
 Run = Callable[[], Any]
 
@@ -80,9 +82,15 @@ def bench(options: argparse.Namespace, model: nn.Module, batch: int) -> dict:
                 key = f"{runtime}, {label}"
                 errors[key] = compare(model, call, [images]).error
                 runs[key] = lambda call=call: call(images)
+        if options.aoti:
+            package = Package(options.aoti)
+            package(images)
+            runs["AOTInductor, open sizes"] = lambda: package(images)
         # wall time for all: the runtimes have threads of their own
         times = median_times(runs, options.rounds, "cpu", threads=0)
-    rows = [{"runtime": key, "ms": times[key], "largest difference": errors[key]} for key in runs]
+    rows = [
+        {"runtime": key, "ms": times[key], "largest difference": errors.get(key)} for key in runs
+    ]
     return {"batch": batch, "image size": side, "rows": rows}
 
 
@@ -97,7 +105,8 @@ def markdown(config: str, table: dict) -> str:
     ]
     for row in rows:
         ratio = rows[0]["ms"] / row["ms"]
-        difference = f"{row['largest difference']:.1e}" if row is not rows[0] else ""
+        error = row["largest difference"]
+        difference = "" if row is rows[0] or error is None else f"{error:.1e}"
         lines.append(f"| {row['runtime']} | {row['ms']:.1f} | {ratio:.2f} | {difference} |")
     return "\n".join(lines)
 
@@ -110,6 +119,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--exporter", choices=onnx_export.EXPORTERS, default="auto")
+    parser.add_argument("--aoti", metavar="FILE", help="package of export.py --aoti --dynamic")
     parser.add_argument("--json", metavar="FILE", help="also write the figures here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

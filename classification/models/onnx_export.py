@@ -32,7 +32,10 @@ OPSET = 18
 DYNAMO_OPSET = 18  # oldest that the dynamo exporter writes
 EXPORTERS = ("auto", "dynamo", "torchscript")
 SINGLE_FILE_LIMIT = 1_900_000_000  # bytes of weights; a protobuf file ends at 2 GiB
-NOISY = ("torch.onnx", "torch._guards", "torch.export", "onnxscript", "onnx_ir")
+NOISY = (
+    "torch.onnx", "torch._guards", "torch.export", "torch.utils.cpp_extension", "onnxscript",
+    "onnx_ir",
+)  # fmt: skip
 PACKAGES = "pip install -r requirements/tools.txt"
 
 # An open axis: its name in the file, and what its size is a multiple of (1 for any size).
