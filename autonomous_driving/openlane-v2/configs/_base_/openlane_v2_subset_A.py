@@ -4,6 +4,7 @@ data_root = "data/OpenLane-V2/"
 img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 
 meta_keys = (
+    "token",
     "scene_token",
     "sample_idx",
     "img_paths",

@@ -15,4 +15,4 @@ lr_config = dict(
 )
 total_epochs = 24
 runner = dict(type="EpochBasedRunner", max_epochs=total_epochs)
-evaluation = dict(interval=24, pipeline=None)
+evaluation = dict(interval=24)
