@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from olv2.results import make_header, predictions_of, shuffled
 from olv2.transforms import CustomParameterizeLane
 from olv2_frames import KEY, info, lane, result, write_tree
 
+PROGRAM = Path(__file__).parents[1] / "openlane-v2" / "tools" / "evaluate_submission.py"
 NORM = dict(mean=[100.0, 100.0, 100.0], std=[50.0, 50.0, 50.0], to_rgb=True)
 TARGETS = ["gt_lc", "gt_lc_labels", "gt_te", "gt_te_labels", "gt_topology_lclc", "gt_topology_lcte"]
 META = ("token", "img_paths", "scale_factor", "lidar2img", "can_bus", "pad_shape", "img_shape")
@@ -287,6 +290,15 @@ def test_dumped_submission_scores_as_the_results_do(tmp_path: Path) -> None:
         "method", "authors", "e-mail", "institution / company", "country / region", "results",
     }  # fmt: skip
     assert sorted(path.parent.iterdir()) == [path]
+    main = runpy.run_path(str(PROGRAM))["main"]
+    json_path = tmp_path / "scores.json"
+    assert main([str(path), str(dataset.path), "--out", str(json_path)]) == 0
+    assert json.loads(json_path.read_text()) == pytest.approx(scores)
+    old = dataset.evaluate(results, metric_version="v1.0")
+    assert main([str(path), str(dataset.path), "--metric", "v1.0", "--out", str(json_path)]) == 0
+    assert json.loads(json_path.read_text()) == pytest.approx(old) != pytest.approx(scores)
+    path.write_bytes(b"")
+    assert main([str(path), str(dataset.path)]) == 1
 
 
 def test_header_of_a_submission() -> None:
