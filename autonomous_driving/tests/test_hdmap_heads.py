@@ -235,8 +235,8 @@ def test_every_condition_changes_every_logit(generator: torch.nn.Module, bev: to
     layer = generator.decoder.layers[0]
     hook = layer.register_forward_hook(lambda module, args, out: seen.update(state=out[0]))
     states = []
-    for boxes in (lines.boxes, boxes):
-        generator(bev, Elements(lines.frames, lines.labels, boxes), tokens)
+    for corners in (lines.boxes, boxes):
+        generator(bev, Elements(lines.frames, lines.labels, corners), tokens)
         states.append(seen["state"][0, 0])  # the class token after one layer
     hook.remove()
     assert not torch.allclose(*states)
