@@ -89,6 +89,20 @@ def test_no_history_means_looking_at_the_own_queries():
     assert relative(other, without) > 0.01
 
 
+def test_intermediate_results_end_with_the_last_one():
+    model = toys.encoder(return_intermediate=True)
+    tokens, shapes, starts = toys.builder().flatten_features(toys.features())
+    levels = dict(spatial_shapes=shapes, level_start_index=starts)
+    given = dict(bev_h=toys.HEIGHT, bev_w=toys.WIDTH, img_metas=[toys.meta()], **levels)
+    query = toys.normal(1, CELLS, toys.EMBED)
+    every = model(query, tokens, **given)
+    assert every.shape == (2, 1, CELLS, toys.EMBED)
+    model.return_intermediate = False
+    assert torch.equal(model(query, tokens, **given), every[1])
+    model.layers = model.layers[:1]
+    assert torch.equal(model(query, tokens, **given), every[0])
+
+
 def plain_cross_attention(model):
     """Makes the first cross-attention hand over the mean of its samples, unweighted."""
     attention = model.layers[0].attentions[1]
@@ -366,6 +380,12 @@ def test_shapes_that_do_not_fit_are_named(change, message):
     given = dict(feats=toys.features(), metas=[toys.meta()], prev_bev=None) | change
     with pytest.raises(ValueError, match=message):
         run(toys.builder(use_can_bus=False), given["feats"], given["metas"], given["prev_bev"])
+
+
+def test_history_flags_of_another_length():
+    previous = toys.normal(1, CELLS, toys.EMBED)
+    with pytest.raises(ValueError, match=r"has_history has the shape \(2,\)"):
+        run(toys.builder(), toys.features(), [toys.meta()], previous, torch.ones(2).bool())
 
 
 def test_configs_that_do_not_fit_are_named():

@@ -134,6 +134,13 @@ def test_turning_takes_each_sample_by_its_angle_around_the_given_centre():
     assert got[:, 6:].abs().sum() == 0
 
 
+def test_turning_is_as_exact_in_half_precision():
+    bev = toys.normal(1, 100 * 60, 2).bfloat16()
+    turned = geometry.rotate_bev(bev, [17.0], 100, 60)
+    assert turned.dtype == torch.bfloat16
+    assert torch.equal(turned, geometry.rotate_bev(bev.double(), [17.0], 100, 60).bfloat16())
+
+
 def test_metas_that_lack_something_are_named():
     with pytest.raises(ValueError, match="sample 1 lack lidar2img"):
         geometry.camera_matrices([toys.meta(), {}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,7 +52,7 @@ class BEVFormerLayer(BaseTransformerLayer):
                 type="FFN", feedforward_channels=feedforward_channels, ffn_drop=ffn_dropout
             )
         super().__init__(
-            attn_cfgs=[dict(config) for config in attn_cfgs],
+            attn_cfgs=copy.deepcopy(attn_cfgs),
             ffn_cfgs=ffn_cfgs,
             operation_order=tuple(operation_order),
             batch_first=True,
@@ -234,12 +235,17 @@ class BEVFormerEncoder(TransformerLayerSequence):
         seen = self.look(bev_query, bev_h, bev_w, img_metas)
         if shift is None:
             shift = seen.points.new_zeros(batch, 2)
-        if has_history is None:
+        all_alike = prev_bev is None or has_history is None
+        if all_alike:
             has_history = torch.full((batch,), prev_bev is not None, device=bev_query.device)
+        if has_history.shape != (batch,):
+            raise ValueError(
+                f"has_history has the shape {tuple(has_history.shape)}, not {(batch,)}"
+            )
         moved = torch.stack([has_history, torch.zeros_like(has_history)], 1)  # (B, 2)
         references = self.references(shift, bev_h, bev_w, moved | self.legacy_shift_alias)
         history = None if prev_bev is None else torch.stack([prev_bev, bev_query], 1)
-        mixed = history is not None and not bool(has_history.all())
+        mixed = not all_alike and not bool(has_history.all())
         bev_shapes = spatial_shapes.new_tensor([[bev_h, bev_w]])
 
         results = []

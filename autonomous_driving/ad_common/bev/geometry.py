@@ -263,9 +263,11 @@ def rotate_bev(
     Returns:
         (B, bev_h * bev_w, C), the nearest cell's features; zeros where there was no cell.
     """
-    maps = bev.transpose(1, 2).unflatten(2, (bev_h, bev_w))  # (B, C, H, W)
+    # in float32 at least: torchvision computes the grid in the type of the map
+    maps = bev.to(torch.promote_types(bev.dtype, torch.float32))
+    maps = maps.transpose(1, 2).unflatten(2, (bev_h, bev_w))  # (B, C, H, W)
     center = None if center is None else list(center)
     turned = [
         rotate(one, float(angle), center=center) for one, angle in zip(maps, angles, strict=True)
     ]
-    return torch.stack(turned).flatten(2).transpose(1, 2)
+    return torch.stack(turned).flatten(2).transpose(1, 2).to(bev.dtype)

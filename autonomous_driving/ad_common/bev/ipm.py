@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .geometry import project_to_cameras
+from .geometry import project_to_cameras, seen_queries
 
 NEAREST_DEPTH = 1e-9  # metres
 
@@ -49,6 +49,8 @@ def sample_cameras(
 ) -> tuple[Tensor, Tensor]:
     """Mean features of the cameras that see each point; zeros where none does.
 
+    For each camera only the points that it sees are sampled.
+
     Args:
         features: (B, N, C, h, w), maps that cover the whole padded images.
         points: (..., 3) in metres, the same for all samples.
@@ -74,12 +76,11 @@ def sample_cameras(
     places, seen = project_to_cameras(
         flat, matrices, sizes.expand(batch, cameras, 2), NEAREST_DEPTH
     )
-    grid = (2 * places - 1).flatten(0, 1)  # (B * N, P, 1, 2)
+    entries = seen_queries(places, seen)
+    grid = (2 * entries.points - 1).transpose(1, 2)  # (B * N, 1, L, 2)
     sampled = F.grid_sample(features.flatten(0, 1).to(exact), grid, align_corners=False)
-    sampled = sampled.view(batch, cameras, channels, -1)  # (B, N, C, P)
-    seen = seen.squeeze(-1)  # (B, N, P)
-    total = torch.einsum("bncp,bnp->bcp", sampled, seen.to(exact))
-    count = seen.sum(1)  # (B, P)
-    mean = (total / count.clamp(min=1)[:, None]).to(features.dtype)
+    found = sampled.squeeze(2).transpose(1, 2)[entries.row, entries.column]  # (K, C)
+    total = found.new_zeros(batch * len(flat), channels).index_add(0, entries.query, found)
+    mean = (total / entries.cameras).to(features.dtype).unflatten(0, (batch, -1)).transpose(1, 2)
     shape = points.shape[:-1]
-    return mean.view(batch, channels, *shape), count.view(batch, *shape)
+    return mean.reshape(batch, channels, *shape), seen.sum(1).view(batch, *shape)
