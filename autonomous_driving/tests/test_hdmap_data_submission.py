@@ -200,7 +200,7 @@ def test_missing_files_end_the_program_with_one_line(
 ) -> None:
     main = program("evaluate_submission").main
     assert main([str(tmp_path / "none.json"), dataset.ann_file]) == 1
-    assert "none.json does not exist" in caplog.text
+    assert "none.json does not exist; tools/test.py --format-only" in caplog.text
     path = dataset.format_results(perfect(dataset), out_dir=tmp_path)
     bare = made.write(tmp_path, annotated=False)
     assert main([path, str(bare)]) == 1

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 DOWNLOAD = "see the project's README for the layout of the data"
 
 
-def read_json(path: str | Path) -> Any:
-    """The content of a json file.
+def read_json(path: str | Path, source: str = DOWNLOAD) -> Any:
+    """The content of a json file; `source` says where such a file comes from.
 
     Raises:
         DatasetError: there is no such file, it cannot be read, or it is no json.
@@ -34,7 +34,7 @@ def read_json(path: str | Path) -> Any:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
     except FileNotFoundError as error:
-        raise DatasetError(f"{path} does not exist; {DOWNLOAD}") from error
+        raise DatasetError(f"{path} does not exist; {source}") from error
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:  # broken json, or no text at all

@@ -142,7 +142,7 @@ def read_submission(path: str | Path) -> dict[str, Lines]:
     Raises:
         DatasetError: it cannot be read, or a frame is not as it must be; names the frame.
     """
-    content = read_json(path)
+    content = read_json(path, "tools/test.py --format-only writes such a file")
     results = content.get("results") if isinstance(content, dict) else None
     if not isinstance(results, dict):
         raise DatasetError(f"{path} is no submission: it must hold {{meta, results}}")
