@@ -126,6 +126,15 @@ def test_front_view_is_squashed_with_all_that_lies_in_it(dataset: Any) -> None:
     np.testing.assert_allclose(green, 10 * np.arange(7), atol=2)
 
 
+def test_boxes_follow_every_resize(tmp_path: Path) -> None:
+    steps = pipeline()
+    steps.insert(1, dict(type="RandomScaleImageMultiViewImage", scales=[2.0]))
+    sample = make(tmp_path, {"100": info("100")}, pipeline=steps)[0]
+    factor = sample["img_metas"].data["scale_factor"][0]
+    np.testing.assert_allclose(factor, [64 / 24, 48 / 32] * 2, rtol=1e-6)
+    np.testing.assert_allclose(sample["gt_te"].data, [[4, 2, 12, 10] * factor], rtol=1e-6)
+
+
 def test_pose_of_the_car(tmp_path: Path) -> None:
     frame = info("100")
     turn = np.radians(-30)  # to the right: 330 degrees
