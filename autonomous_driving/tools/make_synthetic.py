@@ -46,7 +46,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         add("--scale", type=float, default=default.scale, help="of the images, 1 is the real size")
         add("--seed", type=int, default=0, help="of the random numbers")
         add("--overwrite", action="store_true", help="replace a synthetic data set in OUT")
-    return parser.parse_args(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        kinds.choices[args.kind].parse_args(argv[1:])  # its error names the nearest option
+    return args
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ A scene is a drive along a street (`city.py`). The images show the very voxels o
 
 from __future__ import annotations
 
-import hashlib
+import difflib
 import math
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..geometry import matrix_to_quaternion
-from . import city, rig, voxels
+from . import city, rig
+from .caster import Caster
 from .folder import write_jpeg, write_json, write_whole
+from .nuscenes_tables import Tables, token
 
 VERSIONS = ("v1.0-trainval", "v1.0-mini")
 FOLDER = "occ3d-nus"
@@ -30,205 +31,7 @@ VAL_SCENES = (103, 916, 3, *range(12, 19), 35, 36, 38, 39, *range(92, 103), *ran
 PERIOD = 0.5  # seconds between frames
 CAN_BUS_PERIOD = 0.02
 START = 1531883530449377  # microseconds; the first scene's first sample
-SKY = np.array([175.0, 205.0, 235.0])
-FACE_LIGHT = np.array([0.82, 0.66, 1.0])  # of faces across x, y and z
 LARGEST_SCALE = 0.5  # beyond it the table of rays needs too much memory
-ROWS = 2  # rays per pixel, one above the other: the grid is seen from a low place
-VEHICLE = "n015"
-
-
-def token(*parts: object) -> str:
-    """A nuScenes-like token (32 hexadecimal digits) that depends on the parts only."""
-    return hashlib.md5("/".join(map(str, parts)).encode(), usedforsecurity=False).hexdigest()
-
-
-class Caster:
-    """Renders images and visibility masks of a voxel grid for the cameras and the lidar."""
-
-    def __init__(self, cameras: list[rig.Camera]) -> None:
-        self.cameras = cameras
-        self.paths = []
-        for camera in cameras:
-            directions = camera.rays(rows=ROWS).reshape(-1, 3)
-            origins = np.broadcast_to(camera.cam2ego[:3, 3], directions.shape)
-            self.paths.append(voxels.trace(origins, directions, city.LOWER, city.SIZE, city.SHAPE))
-        elevation, azimuth = np.meshgrid(
-            np.radians(np.linspace(-30, 10, 32)), np.radians(np.arange(0, 360, 0.5)), indexing="ij"
-        )
-        directions = np.stack(
-            [
-                np.cos(elevation) * np.cos(azimuth),
-                np.cos(elevation) * np.sin(azimuth),
-                np.sin(elevation),
-            ],
-            axis=-1,
-        ).reshape(-1, 3)
-        origins = np.broadcast_to(np.array(rig.LIDAR_POSITION), directions.shape)
-        self.lidar = voxels.trace(origins, directions, city.LOWER, city.SIZE, city.SHAPE)
-        axes = [city.LOWER[k] + city.SIZE * (np.arange(city.SHAPE[k]) + 0.5) for k in range(3)]
-        self.centres = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-        self.palette = np.zeros((city.FREE + 1, 3))
-        for label, colour in city.COLOURS.items():
-            self.palette[label] = colour
-
-    def frame(
-        self, labels: np.ndarray, light: np.ndarray
-    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
-        """Images by camera name, mask_camera, mask_lidar (uint8 grids) and lidar points (n, 3)."""
-        occupied = labels != city.FREE
-        images, seen = {}, np.zeros(city.SHAPE, bool)
-        for camera, paths in zip(self.cameras, self.paths):
-            hits = voxels.first_hits(paths, occupied)
-            seen |= voxels.observed(paths, hits, city.SHAPE)
-            images[camera.name] = self._image(camera, paths, hits, labels, light)
-        hits = voxels.first_hits(self.lidar, occupied)
-        scanned = voxels.observed(self.lidar, hits, city.SHAPE)
-        points = self.centres[self.lidar.voxels[hits[hits >= 0]]]
-        return images, seen.astype(np.uint8), scanned.astype(np.uint8), points
-
-    def _image(
-        self,
-        camera: rig.Camera,
-        paths: voxels.Paths,
-        hits: np.ndarray,
-        labels: np.ndarray,
-        light: np.ndarray,
-    ) -> np.ndarray:
-        up = np.linspace(0.9, 1.05, camera.height * ROWS).repeat(camera.width)
-        image = np.minimum(SKY * up[:, None], 255)
-        ray = np.nonzero(hits >= 0)[0]
-        voxel = paths.voxels[hits[ray]]
-        shade = light.ravel()[voxel] * FACE_LIGHT[paths.faces[hits[ray]]]
-        colour = np.clip(self.palette[labels.ravel()[voxel]] * shade[:, None], 0, 255)
-        away = np.linalg.norm(self.centres[voxel] - camera.cam2ego[:3, 3], axis=1)
-        haze = (1 - np.exp(-away / 120))[:, None]
-        image[ray] = colour * (1 - haze) + SKY * haze
-        image = image.reshape(camera.height, ROWS, camera.width, 3).mean(axis=1)
-        return np.round(image).astype(np.uint8)
-
-
-class Tables:
-    """The nuScenes tables and annotations.json, filled frame by frame."""
-
-    def __init__(self, cameras: list[rig.Camera], seed: int) -> None:
-        self.cameras, self.seed = cameras, seed
-        self.rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
-        self.scene_infos: dict[str, dict[str, Any]] = {}
-        lidar = rig.pose(rig.LIDAR_POSITION, math.radians(rig.LIDAR_YAW))
-        self.calibrated: dict[str, dict[str, Any]] = {}
-        sensors = [(camera.name, camera.cam2ego, camera.intrinsic.tolist()) for camera in cameras]
-        for channel, to_ego, intrinsic in [*sensors, ("LIDAR_TOP", lidar, [])]:
-            sensor = token(seed, "sensor", channel)
-            modality = "camera" if intrinsic else "lidar"
-            self.rows["sensor"].append({"token": sensor, "channel": channel, "modality": modality})
-            self.calibrated[channel] = {
-                "token": token(seed, "calibrated_sensor", channel),
-                "sensor_token": sensor,
-                "translation": to_ego[:3, 3].tolist(),
-                "rotation": matrix_to_quaternion(to_ego[:3, :3]).tolist(),
-                "camera_intrinsic": intrinsic,
-            }
-        self.rows["calibrated_sensor"] = list(self.calibrated.values())
-
-    def add_scene(self, name: str, start: int, frames: int) -> None:
-        """Add a scene and its log."""
-        log = token(self.seed, name, "log")
-        stamp = f"2018-07-18-11-{start // 60_000_000 % 60:02d}-07+0800"
-        self.rows["log"].append(
-            {
-                "token": log,
-                "logfile": f"{VEHICLE}-{stamp}",
-                "vehicle": VEHICLE,
-                "date_captured": "2018-07-18",
-                "location": "singapore-onenorth",
-            }
-        )
-        self.rows["scene"].append(
-            {
-                "token": token(self.seed, name),
-                "log_token": log,
-                "nbr_samples": frames,
-                "first_sample_token": token(self.seed, name, 0),
-                "last_sample_token": token(self.seed, name, frames - 1),
-                "name": name,
-                "description": "Synthetic street",
-            }
-        )
-        self.scene_infos[name] = {}
-
-    def add_frame(
-        self, name: str, number: int, frames: int, timestamp: int, ego: np.ndarray
-    ) -> dict[str, str]:
-        """Add a sample with its poses and data; returns the file of each channel."""
-
-        def neighbour(step: int, *parts: object) -> str:
-            other = number + step
-            return token(self.seed, name, other, *parts) if 0 <= other < frames else ""
-
-        sample = token(self.seed, name, number)
-        self.rows["sample"].append(
-            {
-                "token": sample,
-                "timestamp": timestamp,
-                "prev": neighbour(-1),
-                "next": neighbour(1),
-                "scene_token": token(self.seed, name),
-            }
-        )
-        logfile = self.rows["log"][-1]["logfile"]
-        pose = {
-            "rotation": matrix_to_quaternion(ego[:3, :3]).tolist(),
-            "translation": ego[:3, 3].tolist(),
-        }
-        files, camera_sensor = {}, {}
-        sizes = {camera.name: (camera.height, camera.width) for camera in self.cameras}
-        for channel, calibrated in self.calibrated.items():
-            height, width = sizes.get(channel, (0, 0))
-            ending = "jpg" if height else "pcd.bin"
-            filename = f"samples/{channel}/{logfile}__{channel}__{timestamp}.{ending}"
-            data = token(self.seed, name, number, channel)
-            ego_pose = token(self.seed, name, number, channel, "ego_pose")
-            self.rows["ego_pose"].append({"token": ego_pose, "timestamp": timestamp, **pose})
-            self.rows["sample_data"].append(
-                {
-                    "token": data,
-                    "sample_token": sample,
-                    "ego_pose_token": ego_pose,
-                    "calibrated_sensor_token": calibrated["token"],
-                    "timestamp": timestamp,
-                    "fileformat": "jpg" if height else "pcd",
-                    "is_key_frame": True,
-                    "height": height,
-                    "width": width,
-                    "filename": filename,
-                    "prev": neighbour(-1, channel),
-                    "next": neighbour(1, channel),
-                }
-            )
-            files[channel] = filename
-            if height:
-                extrinsic = {key: calibrated[key] for key in ("translation", "rotation")}
-                camera_sensor[data] = {
-                    "img_path": filename,
-                    "intrinsic": calibrated["camera_intrinsic"],
-                    "extrinsic": extrinsic,
-                    "ego_pose": pose,
-                }
-        self.scene_infos[name][sample] = {
-            "timestamp": timestamp,
-            "camera_sensor": camera_sensor,
-            "ego_pose": pose,
-            "gt_path": f"gts/{name}/{sample}/labels.npz",
-            "prev": neighbour(-1),
-            "next": neighbour(1),
-        }
-        return files
-
-
-TABLES = (
-    *("attribute", "calibrated_sensor", "category", "ego_pose", "instance", "log", "map"),
-    *("sample", "sample_annotation", "sample_data", "scene", "sensor", "visibility"),
-)
 
 
 def can_bus_messages(world: city.City, start: int, frames: int) -> list[dict[str, Any]]:
@@ -287,7 +90,9 @@ def write(
         OSError: `root` cannot be written or holds something else.
     """
     if version not in VERSIONS:
-        raise ValueError(f"version must be one of {', '.join(VERSIONS)}; got {version!r}")
+        near = difflib.get_close_matches(version, VERSIONS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"version must be {' or '.join(VERSIONS)}, got {version!r}{hint}")
     for name, count, most in (
         ("train", train_scenes, len(TRAIN_SCENES)),
         ("val", val_scenes, len(VAL_SCENES)),
