@@ -10,6 +10,8 @@ from mmdet.models.builder import build_backbone, build_head, build_neck
 from mmdet.models.detectors.base import BaseDetector
 from torch import Tensor
 
+from .grid_mask import GridMask
+
 
 class MultiViewDetector(BaseDetector):
     """Base of a detector that sees a frame through N calibrated cameras.
@@ -57,13 +59,7 @@ class MultiViewDetector(BaseDetector):
             head["train_cfg"] = (train_cfg or {}).get("pts")
             head["test_cfg"] = (test_cfg or {}).get("pts")
             self.pts_bbox_head = build_head(head)
-        self.grid_mask = None
-        if use_grid_mask:
-            from .grid_mask import GridMask
-
-            self.grid_mask = GridMask(
-                True, True, rotate=1, offset=False, ratio=0.5, mode=1, prob=0.7
-            )
+        self.grid_mask = GridMask(mode=1, prob=0.7) if use_grid_mask else None
 
     def extract_img_feat(self, img: Tensor) -> list[Tensor]:
         """Feature maps of all cameras.

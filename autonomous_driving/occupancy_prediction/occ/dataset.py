@@ -83,6 +83,8 @@ class NuSceneOcc(Dataset):
         self.data_infos = read_infos(ann_file)
         self.pipeline = Compose(pipeline)
         self.flag = np.zeros(len(self), dtype=np.uint8)
+        scenes = [info["scene_token"] for info in self.data_infos]
+        self.sequence_starts = [i for i, s in enumerate(scenes) if i == 0 or s != scenes[i - 1]]
 
     def __len__(self) -> int:
         return len(self.data_infos)
