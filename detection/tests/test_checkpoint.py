@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from internimage.safe_load import CheckpointError
+from mmcv.runner import save_checkpoint
 from mmcv_custom.runner import build_runner, skip_batches
 from mmcv_custom.runtime import ConfigError
 from torch import nn
@@ -98,6 +99,17 @@ def test_averages_of_an_ema_hook_are_no_difference(tmp_path: Path) -> None:
     state = small_model().state_dict()
     state |= {f"ema_{name.replace('.', '_')}": value for name, value in state.items()}
     checkpoint.load_checkpoint(small_model(), saved(tmp_path / "ema.pth", state))
+
+
+def test_buffers_that_are_not_persistent_are_no_difference(tmp_path: Path) -> None:
+    """mmcv's runner writes them into its checkpoints, although the model does not ask for them."""
+    model, path = small_model(), str(tmp_path / "c.pth")
+    model.register_buffer("bounds", torch.ones(3), persistent=False)
+    save_checkpoint(model, path)
+    assert "bounds" not in model.state_dict()
+    checkpoint.load_checkpoint(model, path)
+    with pytest.raises(CheckpointError, match=r"only in the file \(bounds\)"):
+        checkpoint.load_checkpoint(small_model(), path)
 
 
 def test_numpy_numbers_in_meta_are_read_and_code_is_not(tmp_path: Path) -> None:

@@ -59,7 +59,8 @@ def load_checkpoint(
         found = revise(found, checkpoint.get("meta") or {}, model)
     wanted = model.state_dict()
     ema = {f"ema_{name.replace('.', '_')}" for name in found}  # EMA hooks keep these beside them
-    found = {name: value for name, value in found.items() if name in wanted or name not in ema}
+    extra = ema | {name for name, _ in model.named_buffers()}  # mmcv writes all, persistent or not
+    found = {name: value for name, value in found.items() if name in wanted or name not in extra}
     missing = [name for name in wanted if name not in found]
     unexpected = [name for name in found if name not in wanted]
     shapes = [name for name in wanted if name in found and wanted[name].shape != found[name].shape]
@@ -77,6 +78,15 @@ def load_checkpoint(
     logger.info("loaded %s", path)
     checkpoint.setdefault("meta", {})
     return checkpoint if str(map_location) == "cpu" else to_device(checkpoint, map_location)
+
+
+def constant_buffers(model: nn.Module) -> set[str]:
+    """Names of the buffers that torch leaves out of a state dict; mmcv saves them all the same."""
+    return {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in model.named_modules()
+        for name in module._non_persistent_buffers_set
+    }
 
 
 def to_device(value: Any, device: str | torch.device) -> Any:
