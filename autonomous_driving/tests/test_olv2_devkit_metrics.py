@@ -202,7 +202,7 @@ def test_lane_distances_leave_out_no_hit() -> None:
 def test_vertex_precision_of_a_ranking() -> None:
     gt = np.array([[1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]])
     pred = np.array(
-        [[0.9, 0.8, 0.7, 0.1], [0.1, 0.2, 0.3, 0.4], [0.6, 0, 0, 0], [0.4, 0.45, 0.1, 0.2]]
+        [[0.9, 0.8, 0.7, 0.1], [0.1, 0.2, 0.3, 0.4], [0.6, 0, 0, 0], [0.4, 0.5, 0.1, 0.2]]
     )
     np.testing.assert_allclose(vertex_precisions(gt, pred), [(1 + 2 / 3) / 2, 1, 0, 0])
 
@@ -213,6 +213,10 @@ def test_recall_levels_take_the_closest_observation() -> None:
     assert (found[:7] == [0, -1]).all()
     assert (found[7:] == [0, 1]).all()
     assert (found_at_levels(np.zeros(0, int), np.zeros(0), 2) == -1).all()
+    late = found_at_levels(np.array([-1, 0, -1, -1, -1]), np.linspace(0.9, 0.5, 5), 1)
+    assert late[:, 0].tolist() == [-1] * 3 + [1] * 7  # 30 %: halfway, to the even place
+    same_score = found_at_levels(np.array([0, -1, 1]), np.array([0.9, 0.8, 0.8]), 2)
+    assert (same_score == [0, 2]).all()  # the last prediction of a recall counts
 
 
 def test_f_score_pairs_the_whole_frame_at_once() -> None:
