@@ -24,8 +24,8 @@ model = dict(
         in_channels=32,
         out_channels=32,
         num_groups=4,
-        heights=(0.0, 0.5),
-        grid_size=(100, 50),
+        heights=(0.0,),  # the ground of these drives is flat
+        grid_size=(80, 40),
     ),
     neck=dict(in_channels=32, mid_channels=32, out_channels=64, pool=False),
     head=dict(
@@ -64,7 +64,7 @@ model = dict(
 )
 images = [
     dict(type="LoadMultiViewImagesFromFiles"),
-    dict(type="ResizeMultiViewImages", size=(128, 160), change_intrinsics=True),
+    dict(type="ResizeMultiViewImages", size=(128, 128), change_intrinsics=True),
     dict(
         type="Normalize3D",
         mean=[123.675, 116.28, 103.53],
@@ -82,7 +82,7 @@ train_pipeline = [
 ]
 test_pipeline = [*images, dict(type="Collect3D", keys=["img"])]
 data = dict(
-    samples_per_gpu=4,
+    samples_per_gpu=2,
     workers_per_gpu=0,
     train=dict(
         ann_file=data_root + "train_annotations.json",
@@ -101,7 +101,7 @@ data = dict(
     ),
 )
 optimizer = dict(  # the generator's residual weights start at 0 and are its bottleneck
-    lr=1.5e-3,
+    lr=2e-3,
     weight_decay=1e-4,
     paramwise_cfg=dict(_delete_=True, custom_keys={"res_weight": dict(lr_mult=10)}),
 )
@@ -110,10 +110,10 @@ lr_config = dict(
     _delete_=True,
     policy="CosineAnnealing",
     warmup="linear",
-    warmup_iters=100,
+    warmup_iters=200,
     warmup_ratio=0.01,
     min_lr_ratio=0.01,
 )
-runner = dict(max_epochs=26)
-evaluation = dict(interval=2)
-log_config = dict(interval=20)
+runner = dict(max_epochs=48)
+evaluation = dict(interval=4)
+log_config = dict(interval=40)

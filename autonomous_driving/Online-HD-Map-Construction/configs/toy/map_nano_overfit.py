@@ -15,5 +15,5 @@ data = dict(
     test=same,
 )
 optimizer = dict(weight_decay=0.0)
-runner = dict(max_epochs=10)
+runner = dict(max_epochs=8)
 evaluation = dict(interval=1)
