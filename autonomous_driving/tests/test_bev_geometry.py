@@ -48,6 +48,13 @@ def test_projection_and_visibility_against_brute_force():
                 np.testing.assert_allclose(places[b, n, q, d], uv / [width, height], atol=1e-9)
 
 
+def test_the_size_of_the_padded_image_counts():
+    meta = {"pad_shape": [(32, 48, 3), (16, 24, 3)], "img_shape": [(30, 40, 3)] * 2}
+    assert geometry.image_sizes([meta], 2).tolist() == [[[48, 32], [24, 16]]]
+    one_for_all = {"img_shape": (30, 40, 3)}
+    assert geometry.image_sizes([one_for_all], 2).tolist() == [[[40, 30], [40, 30]]]
+
+
 def test_the_way_over_a_lidar_is_followed_for_each_sample():
     to_lidar = [poses.pose_matrix([1, 0.1 * i, 0, 0.2], [1, i, 2]) for i in range(2)]
     over_lidar = [
