@@ -109,7 +109,7 @@ def forked(count: int, function: Callable[..., int], *argv: Any) -> list[int]:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(600)
         process.kill()
     return [process.exitcode for process in processes]
 

@@ -71,7 +71,7 @@ PROJECTS = {
         data="the images of OpenLane-V2, subset A, and the annotations of the HD map challenge",
         format_option="out_dir",
         format_name="submission",
-        metrics=("mAP", "chamfer"),
+        metrics=("chamfer", "mAP", "bbox"),
         split="val",
     ),
 }
