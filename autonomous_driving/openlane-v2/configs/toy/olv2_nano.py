@@ -111,7 +111,7 @@ model = dict(
             embed_dims=dim,
             decoder=dict(
                 type="LaneDetectionTransformerDecoder",
-                num_layers=3,
+                num_layers=4,
                 return_intermediate=True,
                 transformerlayers=dict(
                     type="CustomDetrTransformerDecoderLayer",
@@ -120,7 +120,7 @@ model = dict(
                         dict(
                             type="CustomMSDeformableAttention",
                             embed_dims=dim,
-                            num_heads=3,
+                            num_heads=6,
                             num_levels=1,
                             num_points=8,
                             dropout=0.0,
@@ -253,17 +253,17 @@ format_images = [
     dict(type="Collect", keys=["img"], meta_keys={{_base_.meta_keys}}),
 ]
 data = dict(
-    samples_per_gpu=1,
+    samples_per_gpu=2,
     workers_per_gpu=0,
     train=dict(data_root=data_root, pipeline=load_images + format_targets),
     val=dict(data_root=data_root, pipeline=load_images + format_images),
     test=dict(data_root=data_root, pipeline=load_images + format_images),
 )
-optimizer = dict(type="AdamW", lr=1e-3, weight_decay=0.01)
+optimizer = dict(type="AdamW", lr=1e-3, weight_decay=0.01, fused=True)
 optimizer_config = dict(grad_clip=dict(max_norm=10, norm_type=2))
 lr_config = dict(
     policy="CosineAnnealing", by_epoch=False, warmup="linear", warmup_iters=150, min_lr_ratio=0.02
 )
-runner = dict(type="EpochBasedRunner", max_epochs=14)
+runner = dict(type="EpochBasedRunner", max_epochs=16)
 evaluation = dict(interval=2, save_best="DET_l")
 checkpoint_config = dict(interval=2, max_keep_ckpts=2)

@@ -19,5 +19,5 @@ data = dict(
     test=frames,
 )
 optimizer = dict(weight_decay=0.0)
-runner = dict(max_epochs=6)
-evaluation = dict(interval=1)
+runner = dict(max_epochs=10)
+evaluation = dict(interval=2)
