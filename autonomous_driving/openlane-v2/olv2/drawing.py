@@ -140,7 +140,9 @@ def _draw_elements(
     for i, element in enumerate(elements):
         corners = np.round(np.asarray(element["points"]) * scale).astype(int)
         cv2.rectangle(image, tuple(corners[0].tolist()), tuple(corners[1].tolist()), color, 2)
-        corner = (int(corners[0, 0]), int(corners[1, 1] + 16 if below else corners[0, 1] - 5))
+        step = 15 * (i % 2)  # neighbours' labels are long
+        y = int(corners[1, 1] + 16 + step if below else corners[0, 1] - 5 - step)
+        corner = (int(corners[0, 0]), y)
         draw_text(image, f"{i} {ATTRIBUTES[element['attribute']]}", corner, color)
 
 
