@@ -226,6 +226,15 @@ def test_f_score_pairs_the_whole_frame_at_once() -> None:
     assert count.value() == 1
 
 
+def test_f_score_where_neither_lane_is_costs_nothing() -> None:
+    """A fifth of the samples is 10 m off: 80 of the 150 m that a pair may differ."""
+    count = LaneFScore()
+    bent = long_lane()
+    bent[-8:, 1] = 10
+    count.add([long_lane()], [bent])
+    assert count.value() == 1
+
+
 def test_f_score_of_lanes_it_cannot_sample() -> None:
     count = LaneFScore()
     outside, double = lane(0, 60, 80), np.repeat(long_lane(), 2, axis=0)
