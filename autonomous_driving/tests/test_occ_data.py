@@ -320,6 +320,7 @@ def test_the_first_frame_is_repeated(made: Path) -> None:
     metas = dataset[0]["img_metas"].data
     assert {metas[i]["token"] for i in range(4)} == {dataset.data_infos[0]["token"]}
     assert not any(metas[i]["can_bus"][:3].any() for i in range(4))
+    assert not any(metas[i]["prev_bev_exists"] for i in range(4))  # as at test time
 
 
 def test_the_left_out_frame_is_random(made: Path) -> None:
@@ -338,6 +339,7 @@ def test_one_frame_alone(made: Path, own: Path) -> None:
     assert len(dataset) == 1
     assert dataset[0]["img"].data.shape[0] == 4
     assert make_dataset(made, queue_length=1)[3]["img"].data.shape[0] == 1
+    assert len(make_dataset(made, max_frames=2)) == 2
 
 
 def test_test_mode_keeps_the_absolute_pose(made: Path) -> None:

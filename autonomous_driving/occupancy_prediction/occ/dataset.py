@@ -52,7 +52,12 @@ class NuSceneOcc(Dataset):
         pipeline: steps for a frame.
         queue_length: frames of a training sample; at least 1.
         test_mode: samples of one frame, without labels.
+        max_frames: keep only the first frames; None: all.
         others: settings of published configs that change nothing here (`PUBLISHED`).
+
+    Attributes:
+        sequence_starts: indexes of the first frames of the scenes; no process of several that test
+            begins within a scene.
 
     Raises:
         OSError, ValueError: the info file is missing or not one.
@@ -68,19 +73,20 @@ class NuSceneOcc(Dataset):
         pipeline: Sequence[dict[str, Any]],
         queue_length: int = 4,
         test_mode: bool = False,
+        max_frames: int | None = None,
         **others: Any,
     ) -> None:
         for name in others:
             if name not in PUBLISHED:
-                known = ("data_root", "ann_file", "pipeline", "queue_length", "test_mode")
-                raise DatasetError(f"NuSceneOcc has no {name!r}{nearest(name, known + PUBLISHED)}")
+                known = (*PUBLISHED, "ann_file", "pipeline", "queue_length", "max_frames")
+                raise DatasetError(f"NuSceneOcc has no {name!r}{nearest(name, known)}")
         if queue_length < 1:
             raise DatasetError(f"queue_length must be at least 1, got {queue_length}")
         self.data_root = Path(data_root)
         self.ann_file = ann_file
         self.queue_length = queue_length
         self.test_mode = test_mode
-        self.data_infos = read_infos(ann_file)
+        self.data_infos = read_infos(ann_file)[:max_frames]
         self.pipeline = Compose(pipeline)
         self.flag = np.zeros(len(self), dtype=np.uint8)
         scenes = [info["scene_token"] for info in self.data_infos]
@@ -101,19 +107,20 @@ class NuSceneOcc(Dataset):
         """Frame `index` and those before it (BEVFormer, section 3.6).
 
         Of the `queue_length` frames before it one is left out at random, so that the model sees
-        several speeds. Before the first frame of the data set, the first is repeated. The motion
-        in `can_bus` is that since the frame before in the queue.
+        several speeds. Before the first frame of the data set, the first is repeated, and a
+        repeated frame begins anew. The motion in `can_bus` is that since the frame before in the
+        queue.
         """
         before = np.arange(index - self.queue_length, index)
         kept = np.delete(before, np.random.randint(self.queue_length))
         frames, last = [], None
         for i in (*np.maximum(kept, 0), index):
             results = self.get_data_info(int(i))
-            absolute = results["can_bus"]
-            follows = last is not None and last[0] == results["scene_token"]
+            absolute, place = results["can_bus"], (results["scene_token"], results["token"])
+            follows = last is not None and last[0] == place[0] and last[1] != place[1]
             results["prev_bev_exists"] = follows
-            results["can_bus"] = with_motion(absolute, last[1] if follows else None)
-            last = (results["scene_token"], absolute)
+            results["can_bus"] = with_motion(absolute, last[2] if follows else None)
+            last = (*place, absolute)
             frames.append(self.pipeline(results))
         return join_queue(frames)
 

@@ -37,7 +37,7 @@ model = dict(
                 transformerlayers=dict(
                     attn_cfgs=[
                         dict(
-                            type="TemporalSelfAttention", embed_dims=dim, num_heads=8, dropout=0.0
+                            type="TemporalSelfAttention", embed_dims=dim, num_heads=4, dropout=0.0
                         ),
                         dict(
                             type="SpatialCrossAttention",
@@ -47,7 +47,7 @@ model = dict(
                             deformable_attention=dict(
                                 type="MSDeformableAttention3D",
                                 embed_dims=dim,
-                                num_heads=8,
+                                num_heads=4,
                                 num_points=8,
                                 num_levels=levels,
                             ),
@@ -94,5 +94,6 @@ lr_config = dict(
     warmup_ratio=0.1,
     min_lr_ratio=1e-2,
 )
-runner = dict(type="EpochBasedRunner", max_epochs=12)
-evaluation = dict(interval=2, metric="mIoU", save_best="mIoU", rule="greater")
+runner = dict(type="EpochBasedRunner", max_epochs=15)
+evaluation = dict(interval=3, metric="mIoU", save_best="mIoU", rule="greater")
+log_config = dict(interval=20)
