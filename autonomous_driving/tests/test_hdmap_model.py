@@ -160,6 +160,21 @@ def test_losses_and_their_sum(model: torch.nn.Module) -> None:
     assert out["loss"].item() == pytest.approx(total, rel=1e-5)
 
 
+def test_mixed_precision(model: torch.nn.Module) -> None:
+    """bfloat16 changes the losses by little; boxes, in pixels, stay in float32."""
+    images, metas = frames(2)
+    targets = [polys([4, 3]), polys([5])]
+    exact = model.forward_train(images, metas, targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        bev = model.extract_feat(images, metas)
+        assert all(boxes.dtype == torch.float32 for _, boxes in model.head.det_net(bev))
+        rough = model.forward_train(images, metas, targets)
+        results = model.forward_test(images, metas)
+    for name, value in exact.items():
+        assert rough[name].item() == pytest.approx(value.item(), rel=0.2), name
+    assert all(np.isfinite(vector).all() for result in results for vector in result["vectors"])
+
+
 @pytest.mark.parametrize("lengths", [[[], []], [[3], []], [[], [2, 5]]])
 def test_frames_without_lines(lengths: list[list[int]]) -> None:
     """The detector learns that nothing is there; every parameter has a gradient, as DDP needs."""

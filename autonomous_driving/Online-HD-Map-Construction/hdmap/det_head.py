@@ -117,11 +117,11 @@ class MapElementDetector(BaseModule):
         bev = embed_coordinates(self.input_proj(bev), self.img_coord_embed)
         queries = self.query_embedding.weight[:, None] + self.bbox_embedding.weight  # (Q, 2, 2 C)
         states, references = self.transformer(bev, queries.flatten(0, 1))
-        anchors = inverse_sigmoid(references)  # (B, 2 Q, 2)
+        anchors = inverse_sigmoid(references.float())  # (B, 2 Q, 2)
         outputs = []
         for state, cls, reg in zip(states, self.pre_branches["cls"], self.pre_branches["reg"]):
             logits = cls(state.unflatten(1, (-1, CORNERS)).flatten(2))
-            corners = (reg(state) + anchors).sigmoid() * self.canvas_size
+            corners = (reg(state).float() + anchors).sigmoid() * self.canvas_size  # (B, 2 Q, 2)
             outputs.append((logits, corners.unflatten(1, (-1, CORNERS)).flatten(2)))
         return outputs
 
@@ -177,7 +177,7 @@ class MapElementDetector(BaseModule):
             Per frame scores (m,) from high to low, labels (m,), boxes (m, 4) in canvas pixels.
         """
         logits, boxes = outputs[-1]
-        scores = logits.sigmoid().flatten(1)
+        scores = logits.float().sigmoid().flatten(1)
         scores, indices = scores.topk(min(self.max_lines, scores.shape[1]), dim=1)
         labels = indices % self.num_classes
         queries = indices // self.num_classes
