@@ -16,8 +16,9 @@ data = dict(
     val=dict(max_frames=2, ann_file=ann_file),
     test=dict(max_frames=2, ann_file=ann_file),
 )
-lr_config = dict(warmup_iters=20)
-runner = dict(type="EpochBasedRunner", max_epochs=200)
-evaluation = dict(interval=50)
-checkpoint_config = dict(interval=50)
+optimizer = dict(lr=4e-3)
+lr_config = dict(warmup_iters=10)
+runner = dict(type="EpochBasedRunner", max_epochs=120)
+evaluation = dict(interval=30)
+checkpoint_config = dict(interval=30)
 log_config = dict(interval=1)
