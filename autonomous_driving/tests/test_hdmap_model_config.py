@@ -145,11 +145,21 @@ def test_map_is_25_by_50(full: tuple[Config, torch.nn.Module]) -> None:
     assert model.backbone.upsample(pyramid).shape == (7, 128, 64, 120)
 
 
-def test_optimizer_learns_slowly_below_the_map(full: tuple[Config, torch.nn.Module]) -> None:
+def test_settings_of_the_training(full: tuple[Config, torch.nn.Module]) -> None:
     cfg = full[0]
     assert cfg.optimizer.paramwise_cfg.custom_keys.backbone.lr_mult == 0.1
     assert cfg.optimizer_config.grad_clip.max_norm == 3.5
     assert cfg.data.samples_per_gpu == 5 and cfg.runner.max_epochs == 130
+
+
+def test_slips_of_the_published_model_are_off(full: tuple[Config, torch.nn.Module]) -> None:
+    """And stand where the README says: data.val.pipeline.3."""
+    data = full[0].data
+    for part in (data.val, data.test):
+        assert part.pipeline[3].type == "PadMultiViewImages"
+        assert part.pipeline[3].change_intrinsics is False
+    tokens = next(s for s in data.train.pipeline if s.type == "PolygonizeLocalMapBbox")
+    assert tokens.legacy_truncate is False
 
 
 @pytest.mark.parametrize("name", ["map_nano.py", "map_nano_overfit.py"])
