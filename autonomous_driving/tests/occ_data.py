@@ -52,3 +52,9 @@ def make_dataset(
         test_mode=test_mode,
     )
     return build_dataset(settings | options)
+
+
+def again(folder: Path, **options: object) -> dict[str, Path]:
+    """Prepares a folder once more."""
+    settings = dict(occ_path=folder, can_bus=folder.parent, version="v1.0-trainval") | options
+    return prepare(folder, folder, **settings)
