@@ -21,11 +21,11 @@ CAMERA_TO_EGO = np.array([[0, 0, 1], [-1, 0, 0], [0, -1, 0]], dtype=float)  # lo
 
 
 def small_model(seed: int = 0, **options: Any) -> ROAD_BEVFormer:
-    """The model of the nano config with random weights."""
+    """The model of the nano config with random weights; options like "bbox_head.num_query"."""
     torch.manual_seed(seed)
-    model = Config.fromfile(CONFIGS / "toy" / "olv2_nano.py").model
-    model.merge_from_dict(options) if options else None
-    detector = build_detector(model)
+    config = Config.fromfile(CONFIGS / "toy" / "olv2_nano.py")
+    config.merge_from_dict({f"model.{name}": value for name, value in options.items()})
+    detector = build_detector(config.model)
     for name, module in detector.named_children():
         if name != "img_backbone":
             module.init_weights()

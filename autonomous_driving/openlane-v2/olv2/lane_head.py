@@ -69,9 +69,8 @@ class LCDeformableDETRHead(DeformableDETRHead):
             )
         weights = torch.ones(code_size) if code_weights is None else torch.tensor(code_weights)
         self.register_buffer("code_weights", weights.float())
-        bounds = torch.tensor(pc_range, dtype=torch.float32)
-        self.register_buffer("low", bounds[:3], persistent=False)
-        self.register_buffer("size", bounds[3:] - bounds[:3], persistent=False)
+        self.low = tuple(pc_range[:3])
+        self.size = tuple(high - low for low, high in zip(pc_range[:3], pc_range[3:]))
 
     def _init_layers(self) -> None:
         """Query embedding, and the branches of each decoder layer."""
@@ -110,12 +109,13 @@ class LCDeformableDETRHead(DeformableDETRHead):
             self.bev_shape,
             self.reg_branches if self.with_box_refine else None,
         )
+        low, size = states.new_tensor(self.low), states.new_tensor(self.size)
         logits, lanes = [], []
         for layer, (state, reference) in enumerate(zip(states, references)):
             logits.append(self.cls_branches[layer](state))
             points = self.reg_branches[layer](state).unflatten(-1, (-1, 3))  # (B, Q, 5, 3)
             points = (points + inverse_sigmoid(reference)[:, :, None]).sigmoid()
-            lanes.append((points * self.size + self.low).flatten(-2))  # metres
+            lanes.append((points * size + low).flatten(-2))  # metres
         return torch.stack(logits), torch.stack(lanes), states[-1]
 
     @force_fp32(apply_to=("logits", "lanes"))
