@@ -12,11 +12,11 @@ import numpy as np
 import olv2  # noqa: F401 - registers the data set and the steps
 import pytest
 from ad_common.datasets.errors import DatasetError
+from ad_common.datasets.pickles import read_pickle
 from ad_common.geometry import project
 from mmdet.datasets import build_dataset
 from olv2 import bezier
 from olv2.devkit import collect_all, evaluate
-from olv2.devkit.collection import read_pickle
 from olv2.devkit.evaluate import F_SCORE, SCORE
 from olv2.results import make_header, predictions_of, shuffled
 from olv2.transforms import CustomParameterizeLane

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ad_common.datasets.pickles import read_pickle
 from olv2.devkit import check_results, collect, collect_all, load_collection
-from olv2.devkit.collection import read_pickle
 from olv2_frames import KEY, info, lane, predictions, submission, write_tree
 
 PREPROCESS = Path(__file__).parents[1] / "openlane-v2" / "tools" / "preprocess.py"
@@ -150,7 +150,7 @@ def test_pickles_run_no_code(tmp_path: Path) -> None:
 
 def test_numpy_in_pickles_of_all_kinds(tmp_path: Path) -> None:
     data = {"a": np.arange(6.0).reshape(2, 3), "b": np.float32(1.5), "c": np.array(["x"])}
-    for protocol in (2, 3, 4):  # mmcv writes 2
+    for protocol in (2, 3, 4, 5):  # mmcv writes 2
         (tmp_path / "p.pkl").write_bytes(pickle.dumps(data, protocol))
         read = read_pickle(tmp_path / "p.pkl")
         np.testing.assert_array_equal(read["a"], data["a"])

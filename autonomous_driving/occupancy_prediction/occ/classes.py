@@ -75,7 +75,9 @@ def read_labels(path: str | Path) -> OccupancyLabels:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no occupancy labels at {path}; is `occ_path` the data's root?")
+        raise FileNotFoundError(
+            f"no occupancy labels at {path}; `data_root` must be the folder with gts/"
+        )
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = [file[name] for name in OccupancyLabels._fields]

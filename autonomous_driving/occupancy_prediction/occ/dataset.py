@@ -7,7 +7,6 @@ one frame, and the detector keeps what it saw before.
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from ad_common.datasets.errors import DatasetError, listed, nearest
 from ad_common.datasets.formatting import join_queue
+from ad_common.datasets.pickles import read_pickle
 from ad_common.geometry import intrinsic_4x4, inverse_pose, pose_matrix
 from mmdet.datasets.builder import DATASETS
 from mmdet.datasets.pipelines import Compose
@@ -139,7 +139,10 @@ class NuSceneOcc(Dataset):
         )
         can_bus = np.asarray(info["can_bus"], dtype=np.float64)
         if can_bus.shape != (SIZE,):
-            raise DatasetError(f"frame {info['token']}: can_bus has the shape {can_bus.shape}")
+            raise DatasetError(
+                f"frame {info['token']}: can_bus has the shape {can_bus.shape}, not {(SIZE,)}; "
+                f"make {self.ann_file} again with tools/create_data.py"
+            )
         return {
             "token": info["token"],
             "sample_idx": info["token"],
@@ -298,17 +301,16 @@ def read_infos(path: str | Path) -> list[dict[str, Any]]:
 
     Raises:
         OSError: no such file.
-        ValueError: it is not a pickle, or not of info records.
+        DatasetError: it is not a pickle of plain values and numpy arrays, or not of info records.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no info file {path}; make it with tools/create_data.py")
     try:
-        contents = pickle.loads(path.read_bytes())
-        infos = sorted(contents["infos"], key=lambda info: info["timestamp"])
+        infos = sorted(read_pickle(path)["infos"], key=lambda info: info["timestamp"])
         wanted = ("token", "scene_token", "cams", "can_bus", "lidar2ego_rotation")
         lacking = [key for info in infos for key in wanted if key not in info]
-    except Exception as error:  # a broken pickle raises anything
+    except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(
             f"{path} is not a readable info file ({type(error).__name__}: {error}); make it again "
             "with tools/create_data.py"

@@ -18,9 +18,10 @@ sys.path[:0] = [str(PROJECT), str(PROJECT.parent)]
 
 import olv2  # noqa: F401 - first: puts the shared parts in place
 from ad_common.datasets.errors import listed, nearest
+from ad_common.datasets.pickles import read_pickle
 from internimage.cli import ArgumentParser, run_program
 from olv2.devkit import check_results, load_collection
-from olv2.devkit.collection import FrameKey, read_pickle
+from olv2.devkit.collection import FrameKey
 from olv2.drawing import save_frame
 from olv2.results import predictions_of
 from tqdm import tqdm

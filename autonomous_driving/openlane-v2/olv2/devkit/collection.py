@@ -1,4 +1,4 @@
-"""Names of OpenLane-V2, and reading its json and pickle files.
+"""Names of OpenLane-V2, and reading its json files and collections.
 
 A collection is one pickle per subset and split: {(split, segment, timestamp): frame}. A frame has
 the camera parameters, the pose and, except in the test split, the annotation, as numpy arrays.
@@ -9,9 +9,10 @@ Source: OpenLane-V2 (arXiv 2304.10440), section 3.
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
 from typing import Any
+
+from ad_common.datasets.pickles import read_pickle
 
 FrameKey = tuple[str, str, str]  # split, segment, timestamp
 
@@ -41,9 +42,6 @@ ATTRIBUTES = (
 )
 
 PREPROCESS = "python tools/preprocess.py DATA_ROOT"
-_NUMPY_MODULES = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
-_NUMPY_NAMES = ("_reconstruct", "ndarray", "dtype", "scalar")
-_BYTES = ("_codecs", "encode")  # how pickle protocol 2 writes the bytes of an array
 
 
 def frame_text(key: FrameKey) -> str:
@@ -75,34 +73,6 @@ def load_collection(path: str | Path) -> dict[FrameKey, dict[str, Any]]:
             f"with {PREPROCESS}"
         )
     return frames
-
-
-class _NumpyUnpickler(pickle.Unpickler):
-    """Reads plain values and numpy arrays; a file cannot run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module in _NUMPY_MODULES and name in _NUMPY_NAMES) or (module, name) == _BYTES:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it holds {module}.{name}; only numpy arrays are read")
-
-
-def read_pickle(path: str | Path) -> Any:
-    """Plain values and numpy arrays from a pickle.
-
-    Raises:
-        OSError: it cannot be opened.
-        ValueError: it is broken, or holds objects of other classes.
-    """
-    with open(path, "rb") as file:
-        try:
-            return _NumpyUnpickler(file).load()
-        except MemoryError:
-            raise
-        except Exception as error:  # a broken pickle raises nearly anything
-            raise ValueError(
-                f"{path} cannot be read as a pickle of plain values and numpy arrays: "
-                f"{error or type(error).__name__}"
-            ) from error
 
 
 def read_json(path: str | Path) -> Any:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ad_common.datasets.pickles import read_pickle
 from tqdm import tqdm
 
 from .check import check_results
-from .collection import ATTRIBUTES, FrameKey, frame_text, load_collection, read_pickle
+from .collection import ATTRIBUTES, FrameKey, frame_text, load_collection
 from .detection import (
     ELEMENT_THRESHOLD,
     LANE_THRESHOLDS,
