@@ -261,6 +261,14 @@ def test_impossible_tokens(generator: torch.nn.Module, bev: torch.Tensor) -> Non
     assert (p[1::2, 0] == 0).all() and (p[1::2, 21:] == 0).all() and (p[1::2, 1:21] > 0).all()
 
 
+def test_impossible_tokens_in_half_precision(generator: torch.nn.Module, bev: torch.Tensor) -> None:
+    lines, tokens = elements([0]), torch.randint(1, 20, (1, 5))
+    with torch.autocast("cpu", torch.float16):
+        logits = generator(bev, lines, tokens)
+    assert logits.dtype == torch.float32 and logits.isfinite().all()
+    torch.testing.assert_close(logits, generator(bev, lines, tokens), rtol=0.02, atol=0.02)
+
+
 def test_cached_generation_equals_uncached(generator: torch.nn.Module, bev: torch.Tensor) -> None:
     lines, tokens = elements([0, 0, 1, 2]), torch.randint(1, 20, (4, 8))
     whole = generator(bev, lines, tokens)

@@ -134,9 +134,14 @@ class PolylineGenerator(BaseModule):
         return self.vertex_embed(tokens) + position
 
     def to_logits(self, states: torch.Tensor, start: int = 0) -> torch.Tensor:
-        """(N, T, C) states to (N, T, vocabulary); the first is the one of token number `start`."""
+        """(N, T, C) states to (N, T, vocabulary); the first is the one of token number `start`.
+
+        At least float32: half precision has no number as low as `IMPOSSIBLE`.
+        """
         order = torch.arange(start, start + states.shape[1], device=states.device)
-        return self._project_to_logits(states).masked_fill(self.impossible[order % 2], IMPOSSIBLE)
+        logits = self._project_to_logits(states)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits.masked_fill(self.impossible[order % 2], IMPOSSIBLE)
 
     def forward(self, bev: torch.Tensor, elements: Elements, tokens: torch.Tensor) -> torch.Tensor:
         """Logits of every token of known lines, and of the one after them.
