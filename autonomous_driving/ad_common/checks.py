@@ -16,7 +16,7 @@ from mmdet.datasets import DATASETS, PIPELINES, build_dataset
 from torch.utils.data import Dataset
 
 from .apis.projects import Project
-from .datasets.errors import DatasetError, listed, nearest
+from .datasets.errors import DatasetError
 from .datasets.samplers import SAMPLERS
 
 PATHS = ("data_root", "ann_file", "meta_root")
@@ -27,26 +27,26 @@ def check_config(cfg: Config, project: Project) -> None:
 
     Raises:
         ConfigError: a number of classes that the data set does not have, another number of cameras
-            in two parts of the model, or an unknown sampler.
+            in two parts of the model, or another sampler than the one there is.
     """
     for key, count in project.class_counts.items():
         found: Any = cfg.model
         for part in key.split("."):
             found = found.get(part) if isinstance(found, Mapping) else None
         if found is not None and found != count:
-            raise ConfigError(f"model.{key} is {found}, but the data set has {count} classes")
+            raise ConfigError(
+                f"model.{key} is {found}, but the data set has {count} classes; set it to {count}"
+            )
     counts = dict(camera_counts(cfg.model))
     if len(set(counts.values())) > 1:
         raise ConfigError(
             "the parts of the model disagree on the number of cameras: "
             + ", ".join(f"{path}={count}" for path, count in counts.items())
         )
-    for key in ("shuffler_sampler", "nonshuffler_sampler"):
-        name = (cfg.data.get(key) or {}).get("type", "DistributedSampler")
-        if name not in SAMPLERS:
-            raise ConfigError(
-                f"data.{key}.type {name!r}: there are {listed(SAMPLERS)}{nearest(name, SAMPLERS)}"
-            )
+    for key, sampler in SAMPLERS.items():
+        name = (cfg.data.get(key) or {}).get("type", sampler)
+        if name != sampler:
+            raise ConfigError(f"data.{key}.type {name!r}: leave it out, it can only be {sampler!r}")
 
 
 def camera_counts(part: Any, path: str = "model") -> Iterator[tuple[str, int]]:

@@ -34,14 +34,22 @@ def test_a_sound_config_passes(config: Config) -> None:
 @pytest.mark.parametrize(
     ("project", "changes", "message"),
     [
-        ("occ", {"model.pts_bbox_head.num_classes": 17}, "num_classes is 17.*18 classes"),
+        (
+            "occ",
+            {"model.pts_bbox_head.num_classes": 17},
+            "num_classes is 17.*18 classes; set it to 18",
+        ),
         ("olv2", {"model.bbox_head.num_classes": 12}, "bbox_head.num_classes is 12.*13 classes"),
         (
             "hdmap",
             {"model.neck": {"layers": [{"num_cams": 7}]}},
             r"disagree.*pts_bbox_head.num_cams=2, model.neck.layers\[0\].num_cams=7",
         ),
-        ("occ", {"data.nonshuffler_sampler.type": "Sampler"}, "nonshuffler_sampler.type 'Sampler'"),
+        (
+            "occ",
+            {"data.nonshuffler_sampler.type": "DistributedGroupSampler"},
+            "nonshuffler_sampler.type 'DistributedGroupSampler'.*only be 'DistributedSampler'",
+        ),
     ],
 )
 def test_contradictions_in_a_config(

@@ -139,7 +139,7 @@ def test_layer_decay_finds_the_trunk_of_several_cameras() -> None:
         (["--cfg-options", "data.val.ann_file=/nowhere.pkl"], "data.val.ann_file: /nowhere.pkl"),
         (
             ["--cfg-options", "data.shuffler_sampler.type=DistributedGroupSample"],
-            "did you mean 'DistributedGroupSampler'",
+            "it can only be 'DistributedGroupSampler'",
         ),
         (["--resume-from", "/nowhere.pth"], "/nowhere.pth does not exist"),
         (["--work-dir", "/proc/work"], "cannot be written"),

@@ -1,16 +1,12 @@
-"""Which frames a process takes: contiguous parts for tests, mmdet's groups for training."""
+"""Which frames a process takes in a test: contiguous parts. In training they are mmdet's groups."""
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from mmcv.runner import get_dist_info
-from mmdet.datasets.samplers import DistributedGroupSampler
 from torch.utils.data import Dataset, Sampler
-
-__all__ = ["SAMPLERS", "DistributedGroupSampler", "DistributedSampler", "part_bounds"]
 
 
 def part_bounds(length: int, parts: int, starts: Sequence[int] | None = None) -> list[int]:
@@ -67,7 +63,7 @@ class DistributedSampler(Sampler[int]):
         return len(self.indices)
 
 
-SAMPLERS: dict[str, Any] = {  # what `shuffler_sampler` and `nonshuffler_sampler` may name
-    "DistributedGroupSampler": DistributedGroupSampler,
-    "DistributedSampler": DistributedSampler,
+SAMPLERS = {  # settings of published configs, and the only sampler that each may name
+    "shuffler_sampler": "DistributedGroupSampler",
+    "nonshuffler_sampler": "DistributedSampler",
 }
