@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_NAME = "internimage_t_1k_224"
 DEFAULT_FOLDER = "pretrained/"
+OTHER_ENDINGS = (".aoti.pt2", ".pt2", ".engine")  # of files that are no ONNX file
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -159,7 +160,9 @@ class Export:
                 f"{height}x{width}: give another --shape"
             )
         self.size: Size = (args.batch_size, height, width)
-        self.path = Path(args.output or f"{args.model or self.source.config.MODEL.NAME}.onnx")
+        output = args.output or f"{args.model or self.source.config.MODEL.NAME}.onnx"
+        ending = next(filter(output.endswith, OTHER_ENDINGS), None)
+        self.path = Path(f"{output.removesuffix(ending)}.onnx" if ending else output)
         self.dtype = torch.float16 if args.fp16 else torch.float32
 
     def inputs(self, size: Size) -> list[torch.Tensor]:
@@ -241,6 +244,13 @@ class Export:
             onnx_export.half_precision(model) if args.fp16 else model, traced, axes
         )
         smallest = torch_export.smallest_sizes(program, axes)
+        height, width = self.size[1:]
+        if height < smallest.get("height", 1) or width < smallest.get("width", 1):
+            raise ExportError(
+                f"with open sides a program takes images from {smallest['height']}x"
+                f"{smallest['width']}, not {height}x{width}: give a larger --shape, or "
+                "--dynamic batch"
+            )
         ranges = [f"{name} from {size}" for name, size in smallest.items()]
         if args.pt2:
             path = self.path.with_suffix(".pt2")

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from . import onnx_dcnv3
-from .write_file import replacing
+from .write_file import DISK_FULL, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -211,6 +211,8 @@ def _capture(
                     return _by_dynamo(model, inputs, axes, opset, names), name
                 return _by_torchscript(model, inputs, axes, opset, names, folder), name
         except Exception as error:  # the exporters' errors have no common type
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                raise
             reason = first_reason(error)
             if name == order[-1]:
                 raise ExportError(

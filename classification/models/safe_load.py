@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import pickle
 import re
+import struct
 import types
 import zipfile
 from collections import OrderedDict
@@ -54,7 +55,7 @@ def load_file(path: str | Path) -> dict[str, Any]:
             raise CheckpointError(_explain(path, error)) from error
         raise ReadError(f"cannot read {path}: {error}") from error
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError,
-            AttributeError, IndexError, zipfile.BadZipFile) as error:  # fmt: skip
+            AttributeError, IndexError, struct.error, zipfile.BadZipFile) as error:  # fmt: skip
         if _NO_MEMORY.search(str(error)):
             raise ReadError(_no_memory(path)) from error
         raise CheckpointError(_explain(path, error)) from error

@@ -76,7 +76,7 @@ def _mmdeploy() -> ModuleType | None:
     """mmdeploy's module of TensorRT, if both are there."""
     try:
         module = importlib.import_module("mmdeploy.backend.tensorrt")
-    except ImportError:
+    except (ImportError, AttributeError):  # the second: tensorrt/ of this repository, an empty one
         return None
     return module if hasattr(module, "from_onnx") else None
 

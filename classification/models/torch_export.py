@@ -7,6 +7,7 @@ the operator of ops_dcnv3, which has to be installed where they run.
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -94,7 +95,9 @@ def write_program(
         OSError: `path` cannot be written.
     """
     with replacing(path) as temporary, quiet():
-        torch.export.save(program, temporary)
+        file = io.BytesIO()  # to a full disk PyTorch's own writer ends the process
+        torch.export.save(program, file)
+        temporary.write_bytes(file.getbuffer())
         if verify is not None:
             verify(Program(temporary))
 
@@ -117,12 +120,14 @@ def write_package(
     if not any(map(shutil.which, COMPILERS)):
         raise ExportError(f"AOTInductor needs a C++ compiler, one of {', '.join(COMPILERS)}")
     with replacing(path) as temporary, quiet():
+        file = io.BytesIO()
         try:
             torch._inductor.aoti_compile_and_package(
-                program, package_path=str(temporary), inductor_configs=INDUCTOR
+                program, package_path=file, inductor_configs=INDUCTOR
             )
         except Exception as error:  # Inductor's errors have no common type
             raise ExportError(f"AOTInductor failed ({first_reason(error)})") from error
+        temporary.write_bytes(file.getbuffer())
         if verify is not None:
             verify(Package(temporary))
 

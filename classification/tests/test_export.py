@@ -204,17 +204,20 @@ def test_errors(trained, nano_yaml, tmp_path, caplog, monkeypatch):
     assert "did you mean 'internimage_t_1k_224'" in text
     assert "leave out --resume" in fails("--onnx", "--ckpt_dir", "x", "--resume", checkpoint)
     (tmp_path / "file").touch()
-    for output in (tmp_path / "file" / "x.onnx", tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for output in (tmp_path / "file" / "x.onnx", tmp_path, tmp_path / "pipe"):
         text = fails("--onnx", "--resume", checkpoint, "--output", str(output))
         assert f"{output} cannot be written" in text
+    assert (tmp_path / "pipe").is_fifo()
     for opset in ("15", "99"):
         text = fails("--onnx", "--resume", checkpoint, "--opset", opset)
         assert f"opset {opset} cannot be written: choose 16 to " in text
     text = fails("--onnx", "--resume", checkpoint, "--opset", "17", "--exporter", "dynamo")
     assert "opset 17 cannot be written: choose 18 to " in text
-    (tmp_path / "no.pth").write_bytes(b"no checkpoint")
-    text = fails("--onnx", "--cfg", str(nano_yaml), "--resume", str(tmp_path / "no.pth"))
-    assert "cannot be read as a checkpoint" in text
+    for content in (b"no checkpoint", b"junk"):
+        (tmp_path / "no.pth").write_bytes(content)
+        text = fails("--onnx", "--cfg", str(nano_yaml), "--resume", str(tmp_path / "no.pth"))
+        assert "cannot be read as a checkpoint" in text
     state = load_file(checkpoint)
     del state["config"]
     torch.save(state, tmp_path / "t.pth")

@@ -6,6 +6,7 @@ A stand-in records what TensorRT's Python API is asked for; engines themselves a
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -80,6 +81,21 @@ def test_no_tensorrt(nano_yaml, tmp_path, monkeypatch, caplog):
         "TensorRT's Python package is not installed"
     ]
     assert not list(tmp_path.iterdir())
+
+
+def test_mmdeploy_takes_this_repositorys_folder_for_tensorrt(tmp_path, monkeypatch):
+    """The folder tensorrt/ is an empty package to it, so that its module cannot be imported."""
+    folder = tmp_path / "mmdeploy" / "backend" / "tensorrt"
+    folder.mkdir(parents=True)
+    for package in (folder.parents[1], folder.parent):
+        (package / "__init__.py").touch()
+    (folder / "__init__.py").write_text("import math as tensorrt\n\ntensorrt.ICudaEngine\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with patch.dict(sys.modules):
+        for name in [name for name in sys.modules if name.split(".")[0] == "mmdeploy"]:
+            del sys.modules[name]
+        with pytest.raises(PluginError, match="not installed: pip install tensorrt"):
+            tensorrt_engine.choose_builder()
 
 
 def test_choice_of_the_builder(monkeypatch):

@@ -1,10 +1,13 @@
 """torch.export programs and AOTInductor packages compute what the models compute, at every size."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from export_models import VARIANTS, arguments, build
+from helpers import CLASSIFICATION, environment
 
 import export
 import export_inputs
@@ -63,6 +66,8 @@ def test_command_line(trained, tmp_path, capsys, caplog, monkeypatch):
     assert all(f"torch.export, {size}: same" in printed for size in ("1x3x64x48", "1x3x64x113"))
     assert "torch.export program, open: batch from 1, height from 33, width from 33" in printed
     before = (tmp_path / "n.pt2").read_bytes()
+    assert export.main([*flags, "--pt2", "--dynamic"]) == 1
+    assert "takes images from 33x33, not 32x32: give a larger --shape" in caplog.text
 
     compare = onnx_check.compare
     monkeypatch.setattr(
@@ -79,6 +84,44 @@ def test_command_line(trained, tmp_path, capsys, caplog, monkeypatch):
     monkeypatch.setattr(torch_export.shutil, "which", lambda name: None)
     assert export.main([*flags, "--aoti"]) == 1
     assert "AOTInductor needs a C++ compiler, one of c++, g++, clang++" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["n.pt2", "n.aoti.pt2", "n.engine", "n.onnx"])
+def test_names_of_the_files(name, nano_yaml, tmp_path, monkeypatch):
+    """Each kind of file has its own ending, whichever one was asked for."""
+    written = []
+    monkeypatch.setattr(torch_export, "export_program", lambda *args: None)
+    monkeypatch.setattr(torch_export, "smallest_sizes", lambda *args: {})
+    for kind in ("program", "package"):
+        monkeypatch.setattr(
+            torch_export, f"write_{kind}", lambda program, path, verify: written.append(path)
+        )
+    monkeypatch.setattr(
+        export.onnx_export, "export_onnx", lambda *args, **options: written.append(args[2])
+    )
+    monkeypatch.setattr(export.Export, "report", lambda *args: None)
+    flags = ["--onnx", "--pt2", "--aoti", "--cfg", str(nano_yaml)]
+    assert export.main([*flags, "--output", str(tmp_path / name)]) == 0
+    assert [path.name for path in written] == ["n.onnx", "n.pt2", "n.aoti.pt2"]
+
+
+def test_a_full_disk(nano_yaml, tmp_path):
+    """As a limit on the size of files; the process ends in its own words, nothing is left."""
+    program = (
+        "import resource, sys, export\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "sys.exit(export.main(sys.argv[1:]))"
+    )
+    flags = ["--cfg", nano_yaml, "--output", tmp_path / "n.onnx", "--exporter", "torchscript"]
+    for kind, ending in (("--pt2", "pt2"), ("--onnx", "onnx")):
+        command = map(str, [sys.executable, "-c", program, kind, *flags])
+        done = subprocess.run(
+            list(command), cwd=CLASSIFICATION, env=environment(), capture_output=True, text=True
+        )
+        assert done.returncode == 1, done.stderr
+        message = f"ERROR {tmp_path}/n.{ending} cannot be written (File too large): free some space"
+        assert done.stderr.splitlines()[-1] == message
+        assert not list(tmp_path.iterdir())
 
 
 def test_files_that_are_none(tmp_path, capsys):
