@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from olv2.detector import ROAD_BEVFormer
 CONFIGS = Path(__file__).resolve().parents[1] / "openlane-v2" / "configs"
 SIZE = (64, 64)  # height and width of the images
 YAWS = (0, 45, -45, 150, -150, 95, -95)  # of the seven cameras, degrees
+FOCAL = dict(type="FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25)
 CAMERA_TO_EGO = np.array([[0, 0, 1], [-1, 0, 0], [0, -1, 0]], dtype=float)  # looking ahead
 
 
@@ -79,3 +81,11 @@ ANNOTATIONS = (
     "gt_topology_lclc",
     "gt_topology_lcte",
 )
+
+
+def focal(logit: float, target: int, alpha: float = 0.25) -> float:
+    """Focal loss (arXiv 1708.02002, equation 5, gamma 2) of one logit."""
+    p = 1 / (1 + math.exp(-logit))
+    if target:
+        return -alpha * (1 - p) ** 2 * math.log(p)
+    return -(1 - alpha) * p**2 * math.log(1 - p)

@@ -1,26 +1,21 @@
-"""Heads of the lane model: matching, targets and losses on cases small enough to do by hand."""
+"""Lane and traffic element heads: matching, targets and losses of cases to do by hand."""
 
 from __future__ import annotations
 
 import copy
 import math
 
-import ad_common  # noqa: F401 - registers
 import numpy as np
-import olv2  # noqa: F401 - registers
 import pytest
 import torch
 from mmcv import ConfigDict
 from mmdet.core.bbox.builder import build_assigner
 from mmdet.models.builder import build_head
 from olv2.assign import LaneL1Cost, matched_gt
-from olv2.topology_head import relation_targets
+from olv2_small import FOCAL, focal
 
 DIMS = 16
 RANGE = [-8.0, -4.0, -1.0, 8.0, 4.0, 1.0]
-FOCAL = dict(type="FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25)
-
-
 SELF_ATTENTION = dict(type="MultiheadAttention", embed_dims=DIMS, num_heads=2)
 
 
@@ -118,14 +113,6 @@ def te_config() -> dict:
             )
         )
     )
-
-
-def focal(logit: float, target: int, alpha: float = 0.25) -> float:
-    """Focal loss (arXiv 1708.02002, equation 5, gamma 2) of one logit."""
-    p = 1 / (1 + math.exp(-logit))
-    if target:
-        return -alpha * (1 - p) ** 2 * math.log(p)
-    return -(1 - alpha) * p**2 * math.log(1 - p)
 
 
 def straight(x0: float, x1: float, y: float) -> torch.Tensor:
@@ -359,59 +346,3 @@ def test_te_boxes_keep_the_order_of_the_queries_and_return_to_the_original_image
     torch.testing.assert_close(found[:, 4], torch.arange(-2.0, 3.0).sigmoid())
     torch.testing.assert_close(found[0, :4], torch.tensor([12 / 1.5, 24 / 0.5, 36 / 1.5, 36 / 0.5]))
     torch.testing.assert_close(found[4, :4], torch.tensor([38.4 / 1.5, 0.0, 48 / 1.5, 18 / 0.5]))
-
-
-# Topology
-
-
-def test_edges_follow_the_matching():
-    adjacency = torch.tensor([[0, 1, 0], [0, 0, 1], [1, 0, 0]], dtype=torch.int8)
-    lanes = torch.tensor([-1, 2, 0, -1, 1])
-    target = relation_targets(lanes, lanes, adjacency)
-    edges = target.nonzero().tolist()
-    assert edges == [[1, 2], [2, 4], [4, 1]]  # 2 -> 0, 0 -> 1, 1 -> 2 of the annotations
-    boxes = torch.tensor([1, -1])
-    assert relation_targets(
-        lanes, boxes, torch.tensor([[0, 0], [0, 0], [0, 1]])
-    ).nonzero().tolist() == [[1, 0]]
-
-
-@pytest.mark.parametrize("shape", [(0,), (0, 0), (3, 0), (0, 2)])
-def test_edges_of_empty_annotations(shape):
-    lanes = torch.tensor([-1, 0, 1, 2]) if shape[0] == 3 else torch.full((4,), -1)
-    target = relation_targets(lanes, torch.full((2,), -1), torch.zeros(shape))
-    assert target.shape == (4, 2) and not target.any()
-
-
-def relationship(**options) -> torch.nn.Module:
-    loss = dict(FOCAL, loss_weight=5.0)
-    return build_head(
-        dict(type="RelationshipHead", in_channels_o1=8, in_channels_o2=8, loss_rel=loss, **options)
-    )
-
-
-def test_topology_loss_is_the_weighted_mean_over_all_pairs():
-    head = relationship()
-    logits = torch.tensor([[[0.5, -1.0], [2.0, 0.0], [-3.0, 1.0]]])
-    lanes, boxes = [torch.tensor([1, -1, 0])], [torch.tensor([-1, 0])]
-    loss = head.loss(logits, lanes, boxes, [torch.tensor([[0], [1]])])["loss_rel"]
-    parts = [focal(x, 0) for x in (0.5, 2.0, 0.0, -3.0, 1.0)] + [focal(-1.0, 1)]
-    assert loss.item() == pytest.approx(5 * sum(parts) / 6, rel=1e-5)
-
-
-def test_each_pair_is_scored_from_its_own_two_states():
-    torch.manual_seed(0)
-    head = relationship()
-    first, second = torch.randn(1, 3, 8), torch.randn(1, 2, 8)
-    logits = head(first, second)
-    assert logits.shape == (1, 3, 2)
-    moved = second.clone()
-    moved[0, 1] += 1
-    changed = head(first, moved) != logits
-    assert changed[0].tolist() == [[False, True]] * 3
-    assert not torch.allclose(head(first, first), head(first, first).transpose(1, 2))  # directed
-
-
-def test_parameters_can_be_shared():
-    assert len(list(relationship().parameters())) == 18
-    assert len(list(relationship(shared_param=True).parameters())) == 12
