@@ -86,15 +86,6 @@ def test_errors_of_the_user_are_one_sentence(
     assert message in str(error.value)
 
 
-def test_results_that_only_the_submission_is_drawn_from(
-    trained: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delattr(glue_toy.GlueToyData, "show")
-    argv = ["--work-dir", tmp_path, "--show-dir", tmp_path / "show"]
-    with pytest.raises(USER_ERRORS, match="GlueToyData draws from a submission"):
-        runs.test(trained.config, trained.checkpoint, *argv)
-
-
 def test_a_checkpoint_of_another_model(trained: SimpleNamespace, tmp_path: Path) -> None:
     torch.save({"state_dict": {"other.weight": torch.zeros(1)}}, tmp_path / "other.pth")
     with pytest.raises(USER_ERRORS, match="a checkpoint of another model: 0 of the model's"):

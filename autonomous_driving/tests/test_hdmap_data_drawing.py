@@ -108,7 +108,9 @@ def test_the_program(tmp_path: Path, visualize: ModuleType) -> None:
     args = ["seg", str(path), "--result", result, "--out-dir", str(out), "--interval", "2"]
     assert visualize.main(args) == 0
     assert sorted(p.name for p in (out / "seg").iterdir()) == ["100.jpg", "102.jpg"]
-    dataset.show(results, tmp_path / "shown")
+    dataset.show(results, tmp_path / "shown", begin=1)
+    shown = sorted(path.name for path in (tmp_path / "shown" / "seg").iterdir())
+    assert shown == ["101.jpg", "102.jpg"]
     images = [cv2.imread(str(folder / "seg" / "102.jpg")) for folder in (out, tmp_path / "shown")]
     np.testing.assert_array_equal(*images)
 

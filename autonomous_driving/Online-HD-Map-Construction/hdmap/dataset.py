@@ -180,17 +180,24 @@ class AV2Dataset(Dataset):
         return str(write_submission(predicted, make_meta(self.meta, meta), path))
 
     def show(
-        self, results: Sequence[Mapping[str, Any]], out_dir: str | Path, threshold: float = 0.3
+        self,
+        results: Sequence[Mapping[str, Any]],
+        out_dir: str | Path,
+        begin: int = 0,
+        end: int | None = None,
+        threshold: float = 0.3,
     ) -> None:
-        """Draws every frame into `out_dir`/SEGMENT/TIMESTAMP.jpg, truth over prediction.
+        """Draws frames into `out_dir`/SEGMENT/TIMESTAMP.jpg, truth over prediction.
 
         Args:
             results: of the model, one per frame.
             out_dir: folder, made if it is missing.
+            begin: first frame that is drawn.
+            end: frame after the last one; None: all.
             threshold: least score that is drawn.
         """
         predicted = collect(results, self.tokens)
-        for frame in self.frames:
+        for frame in self.frames[begin:end]:
             path = Path(out_dir) / frame["segment_id"] / f"{frame['token']}.jpg"
             save_frame(path, frame, self.image_root, predicted[frame["token"]], threshold)
 

@@ -135,11 +135,6 @@ def run(
     if args.show_dir:
         make_folder(args.show_dir, "--show-dir")
     dataset = build_data(cfg, args.split, project, test_mode=True)
-    if args.show_dir and not hasattr(dataset, "show"):
-        raise ConfigError(
-            f"--show-dir: {type(dataset).__name__} draws from a submission; write one with "
-            "--format-only and give it to tools/visualize.py"
-        )
     model = wrap_model(load_model(args, cfg, dataset), cfg.device, distributed, gpu_id=gpu_id)
     tmpdir = None
     if distributed and not (args.gpu_collect and cfg.device == "cuda"):
