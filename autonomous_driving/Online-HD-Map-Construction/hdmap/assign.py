@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from ad_common.assign import assign_by_cost
 from mmdet.core.bbox.assigners import AssignResult, BaseAssigner
 from mmdet.core.bbox.builder import BBOX_ASSIGNERS
 from mmdet.core.bbox.iou_calculators import bbox_overlaps
 from mmdet.core.bbox.match_costs import build_match_cost
 from mmdet.core.bbox.match_costs.builder import MATCH_COST
-from scipy.optimize import linear_sum_assignment
 
 
 @MATCH_COST.register_module()
@@ -115,18 +115,7 @@ class HungarianLinesAssigner(BaseAssigner):
         Raises:
             ValueError: a prediction or an element is not a number.
         """
-        gt_inds = torch.zeros(len(boxes), dtype=torch.long, device=boxes.device)
-        labels = torch.full_like(gt_inds, -1)
-        if len(gt_boxes):
-            cost = self.cost(boxes, logits, gt_boxes, gt_labels).detach().float().cpu()
-            if not torch.isfinite(cost).all():
-                raise ValueError(
-                    "The matching costs are not finite: the predictions or the boxes hold NaN or "
-                    "infinite values. Lower the learning rate, or look at the annotations."
-                )
-            rows, columns = linear_sum_assignment(cost.numpy())
-            queries = torch.as_tensor(rows, device=boxes.device)
-            elements = torch.as_tensor(columns, device=boxes.device)
-            gt_inds[queries] = elements + 1
-            labels[queries] = gt_labels[elements]
-        return AssignResult(len(gt_boxes), gt_inds, None, labels=labels)
+        cost = boxes.new_zeros(len(boxes), len(gt_boxes))
+        if cost.numel():
+            cost = self.cost(boxes, logits, gt_boxes, gt_labels)
+        return assign_by_cost(cost, gt_labels)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from ad_common.assign import assign_by_cost
 from mmdet.core.bbox.assigners import AssignResult, HungarianAssigner
 from mmdet.core.bbox.builder import BBOX_ASSIGNERS
 from mmdet.core.bbox.match_costs.builder import MATCH_COST
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
@@ -79,22 +79,10 @@ class LaneHungarianAssigner(HungarianAssigner):
         Raises:
             ValueError: a cost is not finite, because the model's output is not.
         """
-        queries, lanes = len(bbox_pred), len(gt_bboxes)
-        assigned = bbox_pred.new_zeros(queries, dtype=torch.long)
-        labels = bbox_pred.new_full((queries,), -1, dtype=torch.long)
-        if lanes and queries:
+        cost = bbox_pred.new_zeros(len(bbox_pred), len(gt_bboxes))
+        if cost.numel():
             cost = self.cls_cost(cls_pred, gt_labels) + self.reg_cost(bbox_pred, gt_bboxes)
-            cost = cost.detach().cpu()
-            if not torch.isfinite(cost).all():
-                raise ValueError(
-                    "the predicted lanes are not finite: training has diverged, lower the rate"
-                )
-            rows, columns = linear_sum_assignment(cost.numpy())
-            rows = torch.as_tensor(rows, device=assigned.device)
-            columns = torch.as_tensor(columns, device=assigned.device)
-            assigned[rows] = columns + 1
-            labels[rows] = gt_labels[columns]
-        return AssignResult(lanes, assigned, None, labels=labels)
+        return assign_by_cost(cost, gt_labels)
 
 
 def matched_gt(result: AssignResult) -> Tensor:
