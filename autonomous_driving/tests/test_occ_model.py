@@ -76,7 +76,7 @@ def test_history_has_no_gradient_and_keeps_the_mode() -> None:
     bev = model.obtain_history_bev(images[:, :2], [metas])
     assert bev.shape == (1, occ_model.BEV**2, occ_model.DIM)
     assert not bev.requires_grad
-    assert model.training
+    assert model.training and not model.img_neck.training
     same = model.obtain_history_bev(images[:, :2], [metas])
     assert torch.equal(bev, same)  # no dropout, no GridMask
 

@@ -159,10 +159,11 @@ def first_needed(img_metas: Sequence[Mapping[int, dict]], length: int) -> int:
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Eval mode inside; the mode from before afterwards."""
-    training = model.training
+    """Eval mode inside; the mode from before afterwards, that of each part of the model."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
