@@ -86,36 +86,6 @@ def _draw_head(image: np.ndarray, uv: np.ndarray, color: Color, thickness: int) 
         cv2.fillPoly(image, [_to_pixels(np.stack(corners))], tuple(color))
 
 
-def draw_points(
-    image: np.ndarray,
-    points: ArrayLike,
-    matrix: ArrayLike,
-    color: Color | np.ndarray,
-    radius: int = 2,
-) -> np.ndarray:
-    """Draw 3-D points as discs into a camera image, in place; near ones over far ones.
-
-    Args:
-        image: (H, W, 3).
-        points: (N, 3).
-        matrix: (4, 4), projection matrix to the pixels of the image.
-        color: One for all points, or (N, 3).
-        radius: Of the discs in pixels.
-
-    Returns:
-        The image.
-    """
-    check_image(image)
-    uv, depth = project(points, matrix)
-    colors = np.broadcast_to(np.asarray(color), (len(uv), 3))
-    pixels = _to_pixels(uv)
-    limit = np.array([image.shape[1], image.shape[0]]) + radius
-    inside = (depth > 0.1) & ((pixels >= -radius) & (pixels < limit)).all(1)
-    for i in np.flatnonzero(inside)[np.argsort(-depth[inside], kind="stable")]:
-        cv2.circle(image, pixels[i].tolist(), radius, colors[i].tolist(), cv2.FILLED)
-    return image
-
-
 def draw_text(image: np.ndarray, text: str, corner: tuple[int, int], color: Color = TEXT) -> None:
     """Write text with a dark rim into an image, in place; `corner` is its bottom left pixel."""
     for pen, thickness in (((0, 0, 0), 3), (tuple(color), 1)):

@@ -57,22 +57,9 @@ def test_an_arrow_sits_at_the_end_and_only_if_that_is_seen():
     assert np.array_equal(with_arrow, visualize.draw_polyline(black(), away, camera, RED, 1))
 
 
-def test_near_points_hide_far_ones():
-    near, far = [2, 0, 1.5], [20, 0, 1.5]
-    colors = np.array([RED, BLUE])
-    for order in ([0, 1], [1, 0]):
-        image = visualize.draw_points(
-            black(), np.array([near, far])[order], toys.camera(0.0), colors[order], radius=0
-        )
-        assert drawn(image, RED) == {(16, 24)} and not drawn(image, BLUE)
-    behind = visualize.draw_points(black(), [[-2, 0, 1.5]], toys.camera(0.0), RED)
-    assert not behind.any()
-
-
 def test_nothing_to_draw_is_fine():
     camera = toys.camera(0.0)
     assert not visualize.draw_polyline(black(), [], camera, RED, arrow=True).any()
-    assert not visualize.draw_points(black(), [], camera, RED).any()
 
 
 def test_mosaic_layout():
@@ -150,7 +137,7 @@ def test_pictures_that_cannot_be_written(tmp_path):
 
 def test_what_is_no_picture_is_refused():
     with pytest.raises(ValueError, match=r"\(H, W, 3\) of uint8, got \(4, 4\)"):
-        visualize.draw_points(np.zeros((4, 4), np.uint8), [], np.eye(4), RED)
+        visualize.draw_polyline(np.zeros((4, 4), np.uint8), [], np.eye(4), RED)
     with pytest.raises(ValueError, match="float64"):
         visualize.side_by_side(np.zeros((4, 4, 3)))
     with pytest.raises(ValueError, match="not contiguous"):
