@@ -70,7 +70,11 @@ def test_batches_of_several_frames(trained: SimpleNamespace, tmp_path: Path) -> 
     [
         (["--eval"], "does not exist"),
         (["--eval", "mIou"], "did you mean 'mIoU'"),
-        (["--eval", "--eval-options", "factr=2"], "unexpected keyword argument 'factr'"),
+        (
+            ["--eval", "--eval-options", "factr=2"],
+            "'factr' is no option of GlueToyData.evaluate, did you mean 'factor'",
+        ),
+        (["--out", "/tmp/r.pkl", "--eval-options", "begin=1"], "--eval-options begin: for"),
         (["--show"], "--show-dir FOLDER writes files"),
         (["--out", "/proc/x/results.pkl"], "--out: the folder /proc/x cannot be written"),
         (["--eval", "--cfg-options", "model.img_backbone.channels=32"], "of another shape"),

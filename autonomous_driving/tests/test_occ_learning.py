@@ -109,7 +109,7 @@ def test_pictures(run: Path, tmp_path: Path) -> None:
     assert one.shape[0] > 600 and one.std() > 20
     for argv, message in (
         ([config, str(tmp_path)], r"no NNNN\.npz"),
-        ([config, checkpoint, "--begin", "7"], "of 1 frames, none"),
+        ([config, checkpoint, "--begin", "7"], "there are 1, counted from 0"),
     ):
         with pytest.raises(ValueError, match=message):
             tool["visualize"](tool["parse_args"]([*argv, "--out-dir", str(tmp_path / "c")]))

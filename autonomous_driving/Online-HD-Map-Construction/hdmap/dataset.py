@@ -80,6 +80,14 @@ class AV2Dataset(Dataset):
                 "split has no annotations)"
             )
 
+    def check_annotations(self) -> None:
+        """Raises DatasetError for frames that cannot be evaluated."""
+        all_truth(self.frames, self.ann_file)
+
+    def check_fields(self, fields: Mapping[str, Any]) -> None:
+        """Raises DatasetError for fields that a submission does not have."""
+        make_meta(self.meta, fields)
+
     def __len__(self) -> int:
         return len(self.frames)
 

@@ -7,11 +7,11 @@ terminal and to a JSON file in the work dir.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
+import inspect
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,7 @@ def run(
     if args.show_dir:
         make_folder(args.show_dir, "--show-dir")
     dataset = build_data(cfg, args.split, project, test_mode=True)
+    check_requests(project, args, cfg, dataset)
     model = wrap_model(load_model(args, cfg, dataset), cfg.device, distributed, gpu_id=gpu_id)
     tmpdir = None
     if distributed and not (args.gpu_collect and cfg.device == "cuda"):
@@ -145,6 +146,46 @@ def run(
     if get_dist_info()[0] == 0:
         report(project, args, cfg, dataset, results, work_dir)
     agree(None)  # the others wait, so that no launcher takes their end for the end of the run
+
+
+def check_requests(project: Project, args: argparse.Namespace, cfg: Config, dataset: Any) -> None:
+    """Finds what would otherwise end the program after the last frame.
+
+    Raises:
+        ConfigError: the data set has no such option.
+        DatasetError: there are no annotations to evaluate with, or no such field of a submission.
+    """
+    options = dict(args.eval_options or {})
+    for name in SHOWN if args.show_dir else ():
+        options.pop(name, None)
+    if options and not (args.format_only or args.eval):
+        raise ConfigError(
+            f"--eval-options {listed(options)}: for --eval and --format-only; --show-dir takes "
+            f"{' and '.join(SHOWN)}"
+        )
+    if args.format_only:
+        check_options(dataset, dataset.format_results, {project.format_option: "", **options})
+    if args.eval:
+        check_options(dataset, dataset.evaluate, evaluation_settings(args, cfg, options))
+        if hasattr(dataset, "check_annotations"):
+            dataset.check_annotations()
+
+
+def check_options(dataset: Any, method: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raises ConfigError for an option that a method of the data set does not take."""
+    parameters = inspect.signature(method).parameters
+    fields = {name: value for name, value in options.items() if name not in parameters}
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
+        if hasattr(dataset, "check_fields"):
+            dataset.check_fields(fields)
+        return
+    known = [name for name in parameters if name not in ("results", "metric", "logger")]
+    for name in fields:
+        raise ConfigError(
+            f"--eval-options, or `evaluation` of the config: {name!r} is no option of "
+            f"{type(dataset).__name__}.{method.__name__}{nearest(name, known)}; there are "
+            f"{listed(known)}"
+        )
 
 
 def load_model(args: argparse.Namespace, cfg: Config, dataset: Any) -> nn.Module:
@@ -180,7 +221,7 @@ def report(
         logger.info("results to look at in %s", args.show_dir)
     if args.format_only:
         options.setdefault(project.format_option, str(Path(work_dir) / project.format_name))
-        with naming_full_disks(options[project.format_option]), naming_options():
+        with naming_full_disks(options[project.format_option]):
             written = dataset.format_results(results, **options)
         logger.info("results in the format of the challenge: %s", written)
     if args.eval:
@@ -198,28 +239,19 @@ def evaluate(
     results: list[dict[str, Any]],
     options: dict[str, Any],
 ) -> dict[str, float]:
-    """The data set's own evaluation, with the config's settings for it.
+    """The data set's own evaluation, with the config's settings for it."""
+    settings = evaluation_settings(args, cfg, options)
+    return dict(dataset.evaluate(results, metric=args.eval, logger=logger, **settings))
 
-    Raises:
-        ConfigError: the data set has no such option.
-    """
+
+def evaluation_settings(
+    args: argparse.Namespace, cfg: Config, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments of the data set's `evaluate`: the config's, changed by the command line."""
     settings = {k: v for k, v in (cfg.get("evaluation") or {}).items() if k not in FOR_HOOK}
     if getattr(args, "eval_fscore", False):
         settings["eval_fscore"] = True
-    settings.update(options)
-    with naming_options():
-        return dict(dataset.evaluate(results, metric=args.eval, logger=logger, **settings))
-
-
-@contextlib.contextmanager
-def naming_options() -> Iterator[None]:
-    """An option that the data set does not have becomes a ConfigError."""
-    try:
-        yield
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        raise ConfigError(f"--eval-options, or `evaluation` of the config: {error}") from error
+    return {**settings, **options}
 
 
 def main(project: str, argv: Sequence[str] | None = None) -> int:

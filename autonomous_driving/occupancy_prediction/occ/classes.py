@@ -80,15 +80,18 @@ def read_labels(path: str | Path) -> OccupancyLabels:
         )
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = [file[name] for name in OccupancyLabels._fields]
-    except KeyError as error:
-        raise ValueError(f"{path} has no array {error}; needs {OccupancyLabels._fields}") from None
+            arrays = {name: file[name] for name in OccupancyLabels._fields if name in file}
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a readable npz file: {error}") from None
-    for name, array in zip(OccupancyLabels._fields, arrays, strict=True):
+    for name in OccupancyLabels._fields:
+        if name not in arrays:
+            raise ValueError(
+                f"{path} has no array {name!r}; needs {', '.join(OccupancyLabels._fields)}"
+            )
+    for name, array in arrays.items():
         if array.shape != GRID:
             raise ValueError(f"{name} in {path} has the shape {array.shape}, not {GRID}")
-    semantics, mask_lidar, mask_camera = arrays
+    semantics, mask_lidar, mask_camera = arrays.values()
     if semantics.dtype.kind not in "iu" or semantics.min() < 0 or semantics.max() >= NUM_CLASSES:
         wrong = sorted({value for value in np.unique(semantics) if not 0 <= value < NUM_CLASSES})
         raise ValueError(

@@ -284,6 +284,11 @@ class NuSceneOcc(Dataset):
         except (OSError, ValueError) as error:
             raise DatasetError(f"frame {info['token']}: {error}") from error
 
+    def check_annotations(self) -> None:
+        """Raises DatasetError unless all frames name labels, and the first one's can be read."""
+        bare = [info for info in self.data_infos if not info.get("occ_gt_path")]
+        self.labels((bare or self.data_infos)[0])
+
     def check_results(self, results: Sequence[Mapping[str, Any]]) -> None:
         """Raises DatasetError unless there is one result per frame, in order."""
         if len(results) != len(self):

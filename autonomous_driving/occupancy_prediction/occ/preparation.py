@@ -83,7 +83,13 @@ def from_tables(root: Path, version: str) -> Iterator[tuple[str, Iterator[Frame]
     for scene in tables.scenes:
         lidar = tables.lidar_file(scene)
         if lidar is None or not lidar.is_file():
-            logger.warning("%s skipped: its lidar file %s is not there", scene, lidar)
+            logger.warning(
+                "%s skipped: %s",
+                scene,
+                f"its lidar file {lidar} is not there"
+                if lidar
+                else "the tables name no lidar file",
+            )
             continue
         yield scene, tables.frames(scene)
 

@@ -61,7 +61,10 @@ def visualize(args: argparse.Namespace) -> int:
     dataset = build_data(cfg, args.split, PROJECTS["occ"], test_mode=True)
     indices = range(len(dataset))[args.begin : args.end]
     if not indices:
-        raise ValueError(f"--begin {args.begin}, --end {args.end}: of {len(dataset)} frames, none")
+        raise ValueError(
+            f"--begin {args.begin}, --end {args.end}: no such frames; there are "
+            f"{len(dataset)}, counted from 0"
+        )
     folder = Path(args.source).is_dir()
     found = (
         read_files(args.source, dataset, indices) if folder else run(cfg, args, dataset, indices)

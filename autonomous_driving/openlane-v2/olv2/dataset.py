@@ -100,6 +100,14 @@ class OpenLaneV2SubsetADataset(Dataset):
                 f"the first one is {frame_text(bare[0])} (the test split has none)"
             )
 
+    def check_annotations(self) -> None:
+        """Raises DatasetError for frames that cannot be evaluated."""
+        self._need_annotations("to evaluate with")
+
+    def check_fields(self, fields: Mapping[str, Any]) -> None:
+        """Raises DatasetError for fields that a submission does not have."""
+        make_header(self.header, fields)
+
     def __len__(self) -> int:
         return len(self.frames)
 
@@ -195,7 +203,7 @@ class OpenLaneV2SubsetADataset(Dataset):
             if name not in METRICS:
                 raise DatasetError(f"no metric {name!r}{nearest(name, METRICS)}; use {METRICS[0]}")
         header = make_header(self.header, header)
-        self._need_annotations("to evaluate with")
+        self.check_annotations()
         self._check_number(results)
         evaluation = Evaluation(metric_version)
         rng = np.random.default_rng(SHUFFLE_SEED)

@@ -84,6 +84,10 @@ def read_result(path: str, keys: Sequence[FrameKey]) -> dict[FrameKey, dict[str,
         OSError: the file cannot be opened.
         ValueError: it is neither, or is of other frames.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist; tools/test.py writes it with --format-only or --out"
+        )
     read = read_pickle(path)
     if isinstance(read, list):
         if len(read) != len(keys):

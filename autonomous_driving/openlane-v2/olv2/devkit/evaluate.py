@@ -51,6 +51,10 @@ def evaluate(
     if isinstance(ground_truth, (str, Path)):
         ground_truth = load_collection(ground_truth)
     if isinstance(predictions, (str, Path)):
+        if not Path(predictions).is_file():
+            raise FileNotFoundError(
+                f"{predictions} does not exist; tools/test.py --format-only writes such a file"
+            )
         predictions = read_pickle(predictions)
     evaluation = Evaluation(metric)
     check_results(predictions)
