@@ -190,10 +190,6 @@ def reverse_sensors(frame: dict[str, Any]) -> None:
         (lambda f: f["sensor"].pop("ring_side_left"), "no camera ring_side_left"),
         (reverse_sensors, "cameras in the order ring_side_right.*learnt them in the order ring_fr"),
         (
-            lambda f: f["annotation"]["traffic_element"][0].update(attribute=13),
-            "traffic element 9: attribute 13, known are 0 to 12",
-        ),
-        (
             lambda f: f["pose"].update(rotation=[[1, 0, 0], [0, 2, 0], [0, 0, 1]]),
             "not a rotation matrix",
         ),
@@ -222,6 +218,10 @@ def test_frames_that_cannot_be_used(tmp_path: Path, change: Any, message: str) -
         (
             lambda f: f["annotation"].update(topology_lcte=np.zeros((1, 1))),
             r"\(1, 1\), expected \(2",
+        ),
+        (
+            lambda f: f["annotation"]["traffic_element"][0].update(attribute=13),
+            "traffic element 9: attribute 13, known are 0 to 12",
         ),
         (lambda f: f["annotation"].pop("topology_lcte"), "annotation: no 'topology_lcte'"),
         (

@@ -92,6 +92,10 @@ def write_info(tree: Path, change: Any) -> Path:
             lambda f: f["annotation"]["lane_centerline"][0].update(points=[[1, 2]]),
             r"\(1, 2\), expected \(n, 3\)",
         ),
+        (
+            lambda f: f["annotation"]["traffic_element"][0].update(attribute=99),
+            "attribute 99, known are 0 to 12",
+        ),
     ],
 )
 def test_broken_frames(tree: Path, change: Any, message: str) -> None:

@@ -20,7 +20,14 @@ from mmdet.datasets.builder import DATASETS
 from mmdet.datasets.pipelines import Compose
 from torch.utils.data import Dataset
 
-from .devkit.collection import ATTRIBUTES, CAMERAS, PREPROCESS, frame_text, load_collection
+from .devkit.collection import (
+    ATTRIBUTES,
+    CAMERAS,
+    PREPROCESS,
+    check_attributes,
+    frame_text,
+    load_collection,
+)
 from .devkit.evaluate import Evaluation
 from .results import FILE_NAME, N_POINTS, make_header, predictions_of, shuffled, write_submission
 
@@ -316,12 +323,7 @@ def get_targets(annotation: Mapping[str, Any]) -> dict[str, Any]:
         _part(annotation, name, "annotation")
         for name in ("lane_centerline", "traffic_element", "topology_lclc", "topology_lcte")
     )
-    for element in elements:
-        if element.get("attribute") not in range(len(ATTRIBUTES)):
-            raise ValueError(
-                f"traffic element {element.get('id')}: attribute {element.get('attribute')!r}, "
-                f"known are 0 to {len(ATTRIBUTES) - 1}"
-            )
+    check_attributes(elements)
     n, k = len(lanes), len(elements)
     boxes = [_part(element, "points", "traffic element") for element in elements]
     return {

@@ -12,7 +12,7 @@ import numpy as np
 from internimage.write_file import replacing
 from tqdm import tqdm
 
-from .collection import FrameKey, frame_text, read_json
+from .collection import FrameKey, check_attributes, frame_text, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def as_arrays(info: Mapping[str, Any], point_interval: int = 1) -> dict[str, Any
 
     Raises:
         KeyError: a field is missing.
-        ValueError: an array has the wrong shape.
+        ValueError: an array has the wrong shape, an attribute is unknown.
     """
     frame = dict(info)
     frame["sensor"] = {
@@ -120,6 +120,7 @@ def as_arrays(info: Mapping[str, Any], point_interval: int = 1) -> dict[str, Any
 
 def _annotation(annotation: Mapping[str, Any], point_interval: int) -> dict[str, Any]:
     lanes, elements = annotation["lane_centerline"], annotation["traffic_element"]
+    check_attributes(elements)
     n, k = len(lanes), len(elements)
     return {
         "lane_centerline": [

@@ -9,6 +9,7 @@ Source: OpenLane-V2 (arXiv 2304.10440), section 3.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,13 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:  # also of the encoding
         raise ValueError(f"{path} is no valid json: {error}") from error
+
+
+def check_attributes(elements: Iterable[Mapping[str, Any]]) -> None:
+    """Raises ValueError for a traffic element whose attribute does not exist."""
+    for element in elements:
+        if element.get("attribute") not in range(len(ATTRIBUTES)):
+            raise ValueError(
+                f"traffic element {element.get('id')}: attribute {element.get('attribute')!r}, "
+                f"known are 0 to {len(ATTRIBUTES) - 1}"
+            )
