@@ -61,14 +61,16 @@ def library_candidates() -> list[Path]:
     """Where the plugin's library is looked for when nobody names it, in this order.
 
     The build folder in this repository, in the current folder and in those above it; mmdeploy's
-    library of operators, into which the plugin can be built.
+    library of operators, if the plugin was built into it (that of its wheel is without).
     """
     here = Path.cwd()
     roots = [Path(__file__).resolve().parents[2], here, *here.parents]
     paths = [root / BUILT for root in roots]
     mmdeploy = importlib.util.find_spec("mmdeploy")
     for folder in (mmdeploy.submodule_search_locations or []) if mmdeploy else []:
-        paths.append(Path(folder, "lib", "libmmdeploy_tensorrt_ops.so"))
+        library = Path(folder, "lib", "libmmdeploy_tensorrt_ops.so")
+        if library.is_file() and PLUGIN[0].encode() in library.read_bytes():
+            paths.append(library)
     return list(dict.fromkeys(paths))
 
 

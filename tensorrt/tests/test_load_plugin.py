@@ -89,6 +89,10 @@ def test_mmdeploys_operators_are_last(elsewhere, monkeypatch):
     (package / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(package.parent))
     operators = package / "lib" / "libmmdeploy_tensorrt_ops.so"
+    assert operators not in tensorrt_plugin.library_candidates()
+    operators.write_bytes(b"other plugins")  # as in mmdeploy's wheel
+    assert operators not in tensorrt_plugin.library_candidates()
+    operators.write_bytes(b"other plugins\0TRTDCNv3\0")
     assert tensorrt_plugin.library_candidates()[-1] == operators
 
 
