@@ -19,5 +19,5 @@ data = dict(
     test=frames,
 )
 optimizer = dict(weight_decay=0.0)
-runner = dict(max_epochs=10)
+runner = dict(max_epochs=16)
 evaluation = dict(interval=2)
